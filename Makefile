@@ -1,0 +1,50 @@
+# Each target does all its set-up: a virtual environment in .venv, and nothing outside this folder.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/quickstart
+ARGS   ?=
+
+.PHONY: quickstart smollm2 test test-kill test-slow test-browser test-smollm2 lint install clean
+
+quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
+	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
+
+smollm2: $(VENV)/.installed      ## a real language model learns to answer in JSON, about six minutes
+	$(BIN)/python recipes/fetch_smollm2.py
+	$(BIN)/streamopd run recipes/smollm2-json.toml $(ARGS)
+
+test: $(VENV)/.installed         ## the default suite, a few minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+test-kill: $(VENV)/.installed    ## processes killed mid-run
+	$(BIN)/python -m pytest -m kill $(ARGS)
+
+test-slow: $(VENV)/.installed    ## the quickstart to its end, checked from outside; deliberate breaks
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium)
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe, shortened
+	$(BIN)/python -m pytest -m smollm2 $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+# The CPU build of torch by its full name, so that no CUDA build is ever pulled onto a machine without a GPU;
+# with one (nvidia-smi answers) the ordinary build.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "torch==2.13.0"; else \
+	  $(BIN)/pip install -q "torch==2.13.0+cpu" 2>/dev/null || \
+	  $(BIN)/pip install -q "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install -q -e ".[learner,tasks,gguf,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,161 @@
+"""A generator: the student answers, in flight while its weights change."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from streamopd.grade.pool import GradingPool
+
+from streamopd.assets import resolve
+from streamopd.errors import SwapRefused
+from streamopd.generate.engine import Answer, Engine, Request
+from streamopd.generate.open import open_engine
+from streamopd.prompts.tokenizer import Tokenizer
+from streamopd.schemas import Group, Prompt, Weights
+from streamopd.sync.drill import drill
+from streamopd.sync.swap import swap_in
+from streamopd.topology import Stage
+from streamopd.worker import Ended, Lease, Run, Worker
+
+
+async def main(run: Run, worker: Worker) -> None:
+    """Take prompts, decode, swap between two tokens, grade, hand groups on."""
+    student = resolve(run.config.student.model)
+    tokenizer = Tokenizer.open(student)
+    engine = open_engine(run.config.generator.engine, **engine_values(run, tokenizer))
+    if run.config.sync.drill:
+        found = await worker.compute(drill, engine, student, run.weights_dir, run.id, run.config.student.dtype)
+        await worker.emit("drill", str(found))
+    graders = GradingPool(run.config.data.grader, run.config.generator.grade_timeout_s, workers=0 if worker.inline else 1)
+    desk = Desk(run, worker, engine, tokenizer, graders)
+    try:
+        while True:
+            await desk.swap_to_newest()
+            await desk.admit()
+            await desk.hand_finished(await worker.compute(engine.step) if engine.inflight else [])
+    except Ended:
+        await desk.leave()
+    finally:
+        graders.close()
+
+
+def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
+    """What an engine must know of the run."""
+    g = run.config.generator
+    return dict(
+        folder=resolve(run.config.student.model), stop_ids=tokenizer.stop_ids, swap=swap_in, max_inflight=g.max_inflight,
+        temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
+        kv=g.kv, dtype=run.config.student.dtype,
+    )
+
+
+class Desk:
+    """The groups this generator is writing: which answers are in, and under which weights."""
+
+    def __init__(self, run: Run, worker: Worker, engine: Engine, tokenizer: Tokenizer, graders: GradingPool) -> None:
+        self.run, self.worker, self.engine, self.tokenizer, self.graders = run, worker, engine, tokenizer, graders
+        self.writing: dict[str, tuple[Lease[Prompt], list[Answer]]] = {}
+        self.served: tuple[str, int] = ("", -1)  # (boot, n) of the weights in the engine
+        self.refused: tuple[str, int] = ("", -1)
+        self.swap_s: list[float] = []
+
+    async def swap_to_newest(self) -> None:
+        """Serve the newest manifest, requests in flight going on; another boot voids them first."""
+        newest = self.worker.weights
+        if newest is None or (newest.boot, newest.n) in (self.served, self.refused):
+            return
+        if newest.boot != self.served[0]:
+            self.engine.abort()
+            self.writing.clear()
+        elif newest.n < self.served[1]:
+            return
+        inflight = self.engine.inflight
+        start_s = time.perf_counter()
+        try:
+            await self.worker.compute(self.engine.swap_in, newest, self.run.weights_dir)
+        except (SwapRefused, OSError) as error:
+            await self._fall_behind(newest, error)
+            return
+        self._note_swap(newest, time.perf_counter() - start_s, inflight)
+
+    async def admit(self) -> None:
+        """Take as many prompts as the engine has room for; give back what these weights may not answer."""
+        room = self.engine.free // self.run.config.group_size
+        if self.served[0] != self.worker.boot or (room == 0 and self.engine.inflight):
+            if not self.engine.inflight:
+                await self.worker.news("weights")
+            return
+        leases = await self.worker.take(Stage.ISSUED, max(1, room), block_s=0.0 if self.engine.inflight else 1.0)
+        if any(lease.record and lease.entry.min_version > self.served[1] for lease in leases):
+            await self.worker.look()
+            await self.swap_to_newest()
+        good = [lease for lease in leases if self.worker.holds(lease) and lease.entry.min_version <= self.served[1]]
+        await self.worker.release([lease for lease in leases if lease not in good])
+        if len(good) < len(leases):
+            await self.worker.news(f"weights >= {max(lease.entry.min_version for lease in leases)}", 0.2)
+        for lease in good:
+            self.writing[lease.record.id] = (lease, [])
+            self.engine.admit(self._requests(lease.record))
+
+    async def hand_finished(self, answers: list[Answer]) -> None:
+        """Grade and hand on each group whose answers are all in."""
+        done = []
+        for answer in answers:
+            group_id = answer.request.id.rpartition(".")[0]
+            if group_id not in self.writing:
+                continue
+            lease, got = self.writing[group_id]
+            got.append(answer)
+            self._count("tokens", len(answer.completion_ids))
+            if len(got) == self.run.config.group_size:
+                done.append(self.writing.pop(group_id))
+        if done:
+            groups = await self._graded(done)
+            await self.worker.hand(list(zip([lease for lease, _ in done], groups, strict=True)))
+
+    async def leave(self) -> None:
+        """What is unfinished goes back to the stream."""
+        self.engine.abort()
+        await self.worker.release([lease for lease, _ in self.writing.values()])
+
+    def _requests(self, prompt: Prompt) -> list[Request]:
+        ids = prompt.prompt_ids.numpy()
+        limit = self.run.config.generator.max_completion_length
+        return [
+            Request(id=f"{prompt.id}.{i}", prompt_ids=np.asarray(ids), seed=(self.run.config.seed, prompt.seq, i), max_new=limit)
+            for i in range(self.run.config.group_size)
+        ]
+
+    async def _graded(self, done: list[tuple[Lease[Prompt], list[Answer]]]) -> list[Group]:
+        asked = [
+            (lease.record, self.tokenizer.decode(answer.completion_ids.tolist()), answer.finish.value == "stop")
+            for lease, answers in done for answer in answers
+        ]
+        outcomes = iter(await self.graders.grade(asked))
+        return [
+            Group(
+                id=lease.record.id, run=self.run.id, method=self.run.method.digest, born_s=time.time(), prompt=lease.record,
+                rollouts=[answer.rollout(next(outcomes)) for answer in answers],
+            )
+            for lease, answers in done
+        ]
+
+    async def _fall_behind(self, newest: Weights, error: Exception) -> None:
+        """Not hung: the old version is served on, and everybody can see why."""
+        self.refused = (newest.boot, newest.n)
+        self.worker.state = "behind"
+        self._count("swaps_refused", 1)
+        text = f"{self.worker.instance} did not load weights {newest.n} (still {self.served[1]}): {error}"
+        await self.worker.emit("behind", text, wanted=newest.n, served=self.served[1])
+
+    def _note_swap(self, newest: Weights, seconds: float, inflight: int) -> None:
+        self.served = (newest.boot, newest.n)
+        self.worker.version, self.worker.state = newest.n, "working"
+        self._count("swaps", 1)
+        self._count("swaps_in_flight", 1 if inflight else 0)
+        self.swap_s.append(seconds)
+        self.worker.counters["swap_median_s"] = float(np.median(self.swap_s[-200:]))
+
+    def _count(self, name: str, by: float) -> None:
+        self.worker.counters[name] = self.worker.counters.get(name, 0.0) + by

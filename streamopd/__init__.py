@@ -1,0 +1,3 @@
+"""streamopd: asynchronous on-policy distillation as a stream."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,158 @@
+"""The verbs. What a verb does is imported when it is asked for: `--help` stays fast."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from streamopd import __version__
+from streamopd.errors import StreamError, StreamopdError, UserError
+from streamopd.topology import SERVICES
+
+app = typer.Typer(
+    name="streamopd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Asynchronous on-policy distillation as a stream.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show a run's settings, or every key there is.")
+app.add_typer(config_app, name="config")
+
+Recipe = Annotated[str, typer.Argument(help="A run file (TOML), or the name of a recipe that comes with streamopd.")]
+Overrides = Annotated[list[str], typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a key, e.g. -s learn.lr=1e-5.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder; runs/<name> when not given.")]
+Folder = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
+    out: Out = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="All services in this process, the stream in memory.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run folder holds and start over.")] = False,
+) -> int:
+    """Run a whole distillation here: all services as local processes, to the end, with its report."""
+    from .run import run_here
+
+    return run_here(recipe, overrides, out, in_process=in_process, fresh=fresh)
+
+
+@app.command()
+def status(folder: Folder) -> int:
+    """Who works, who waits for whom, and who is behind."""
+    from .look import show_status
+
+    return show_status(folder)
+
+
+@app.command()
+def quarantine(folder: Folder) -> int:
+    """What could not be trusted, with its reason."""
+    from .look import show_quarantine
+
+    return show_quarantine(folder)
+
+
+@app.command()
+def report(folder: Folder) -> int:
+    """Write report.html again from what the run folder holds."""
+    from streamopd.watch.report import write_report
+
+    print(write_report(folder))
+    return 0
+
+
+@app.command()
+def methods() -> int:
+    """The methods there are."""
+    from streamopd import methods as known
+
+    for name in known.names():
+        method = known.load(name)
+        print(f"{name:20} {method.evidence_level:12} {method.summary}  [{method.paper}]")
+    return 0
+
+
+@config_app.command("show")
+def config_show(recipe: Recipe, overrides: Overrides = []) -> int:  # noqa: B006
+    """Every key of a run file with its value and where that came from."""
+    from streamopd import config
+
+    loaded, origins = config.load(recipe, overrides)
+    for key, value in config.flat(loaded).items():
+        print(f"{key} = {value!r:<40} # {origins.get(key, 'default')}")
+    return 0
+
+
+@config_app.command("reference")
+def config_reference() -> int:
+    """Every key there is, with its default."""
+    from streamopd import config
+
+    for key, value in config.reference():
+        print(f"{key} = {value!r}")
+    return 0
+
+
+def _service_command(service: str) -> None:
+    def command(
+        recipe: Recipe,
+        overrides: Overrides = [],  # noqa: B006
+        out: Out = None,
+        instance: Annotated[str, typer.Option(help="A name for this replica.")] = "",
+    ) -> int:
+        from .run import serve_here
+
+        return serve_here(service, recipe, overrides, out, instance)
+
+    command.__doc__ = f"The {service} alone, for the run in --out (or a run folder in place of the recipe)."
+    app.command(service, rich_help_panel="Services")(command)
+
+
+for _service in SERVICES:
+    _service_command(_service)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: a person sees one paragraph, `--debug` shows the trace, the exit code tells the truth."""
+    debug = "--debug" in sys.argv
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        code = app(argv, standalone_mode=False)
+    except (UserError, StreamError) as error:
+        _explain(error, debug)
+        code = 2
+    except StreamopdError as error:
+        _explain(error, debug)
+        code = 1
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except OSError as error:
+        _explain(error, debug)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"streamopd: {error}", file=sys.stderr)

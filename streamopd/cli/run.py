@@ -1,0 +1,125 @@
+"""`streamopd run` and each service by its name: from a recipe to a run folder and an exit code."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from streamopd import config as configs
+from streamopd import methods
+from streamopd.assets import resolve
+from streamopd.config import Config
+from streamopd.errors import ConfigError
+from streamopd.worker import Run
+from streamopd.worker.process import serve, small_machine_threads
+
+PARTS = ("config.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json", "report.html",
+         "weights", "state", "blobs", "logs", "final")
+
+
+def run_here(recipe: str, overrides: Sequence[str], out: Path | None, in_process: bool, fresh: bool) -> int:
+    """The whole run on this machine; 0 only when it completed."""
+    small_machine_threads()
+    config, _ = configs.load(recipe, overrides)
+    folder = (out or Path("runs") / config.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder):
+        if fresh:
+            empty(folder)
+        preflight(config, folder)
+        run = Run.create(folder, config)
+        run.stop_file.unlink(missing_ok=True)
+        if in_process:
+            from .inprocess import run_in_process
+
+            return run_in_process(run)
+        from .supervise import Supervisor
+
+        return Supervisor(run).run()
+
+
+def serve_here(service: str, recipe: str, overrides: Sequence[str], out: Path | None, instance: str) -> int:
+    """One service of a run, in this process. The recipe may be a run folder that exists already."""
+    import importlib
+
+    small_machine_threads()
+    folder = Path(recipe)
+    if not (folder / "config.json").is_file():
+        config, _ = configs.load(recipe, overrides)
+        folder = (out or Path("runs") / config.name).resolve()
+        if not (folder / "config.json").is_file():
+            preflight(config, folder)
+            Run.create(folder, config)
+    main = importlib.import_module(f"streamopd.services.{service}").main
+    return serve(main, service, folder, instance)
+
+
+def preflight(config: Config, folder: Path) -> None:
+    """What can be refused before the first process starts: method, models, data, and a folder of another run."""
+    method = methods.load(config.method)
+    for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
+        resolve(model)
+    from streamopd.prompts.open import open_questions
+
+    contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
+    dataset, renderer = open_questions(
+        config.data, config.seed, config.learn.passes, resolve(config.student.model), contexts, "preflight", method.digest
+    )
+    first = dataset.question(0)
+    if first is None:
+        raise ConfigError(f"data.train = {config.data.train!r} holds no question.")
+    renderer.prompt(0, first)
+    _same_run(config, folder)
+
+
+def _same_run(config: Config, folder: Path) -> None:
+    """A folder goes on with what it began with: a seed, a student or a method cannot change under a run."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    before = msgspec.json.decode(file.read_bytes(), type=Config)
+    for name, old, new in (
+        ("seed", before.seed, config.seed),
+        ("method", before.method, config.method),
+        ("student.model", before.student.model, config.student.model),
+        ("learn.groups_per_step", before.learn.groups_per_step, config.learn.groups_per_step),
+    ):
+        if old != new:
+            raise ConfigError(
+                f"{folder} holds a run with {name} = {old!r}; this one has {new!r}. "
+                "Give it another --out, or start over with --fresh."
+            )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder is this process's while it runs; the kernel frees it whatever happens."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode() or "unknown"
+        os.close(descriptor)
+        raise ConfigError(f"{folder} is in use by process {holder}. Wait for it, stop it, or give another --out.") from None
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def empty(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else that lies there."""
+    for name in PARTS:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Answers by the student: a batched decode whose weights may change between two tokens."""

@@ -1,0 +1,212 @@
+"""The engine that always works: any transformers causal language model with full attention, on one device.
+
+Every token of an answer comes from one decode step, the first one too: a request joins with the cache of its prompt
+but the last id, which is fed with everybody else's next id. So a join is a fill, and so is a recompute after a swap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from streamopd.schemas import Finish, Weights
+
+from .cache import require_full_attention
+from .decoder import Decoder
+from .engine import Answer, Request, Swapped, error_answer
+from .kernel import sample, top_k
+from .ledger import Ledger
+
+Swap = Callable[[torch.nn.Module, Weights, Path], object]  # copies verified weights into a live model, or raises
+
+JOIN_FRACTION = 0.25     # of the slots empty before others join: a fill costs a forward of its own
+COMPACT_FRACTION = 0.8   # of the rows alive, at most, before the others close up
+
+
+class HFEngine:
+    """An Engine over the model in `folder`; `swap` is how verified weights get into it (None: it keeps what it has).
+
+    `temperature` may be set anew while nothing is in flight. `pad_id` fills short rows and is never attended to.
+    `student_k` of the model's own ids are recorded a token (0: none), always at temperature 1 without top-p.
+    `kv` says what a swap does to caches: "keep" leaves old keys and values, "recompute" makes them anew.
+    UserError when a layer of the model keeps anything but full keys and values.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stop_ids: Sequence[int],
+        max_inflight: int,
+        pad_id: int = 0,
+        swap: Swap | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        student_k: int = 0,
+        kv: Literal["keep", "recompute"] = "keep",
+        dtype: str = "float32",
+        device: str = "",
+    ) -> None:
+        self.version = -1
+        self.temperature = temperature
+        self.model = _open_model(folder, dtype, device)
+        self._slots = max_inflight
+        self._swap = swap
+        self._top_p = top_p
+        self._pad_id = pad_id
+        self._k = min(student_k, _vocab_size(self.model))
+        self._kv = kv
+        self._is_stop = np.zeros(_vocab_size(self.model), bool)
+        self._is_stop[[stop for stop in stop_ids if stop < len(self._is_stop)]] = True
+        self._waiting: deque[Request] = deque()
+        self._refused: list[Answer] = []
+        self._empty()
+
+    @property
+    def inflight(self) -> int:
+        return self._ledger.inflight + len(self._waiting) + len(self._refused)
+
+    @property
+    def free(self) -> int:
+        return max(0, self._slots - self.inflight)
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
+        for request in requests:
+            if error := self._unservable(request):
+                self._refused.append(error_answer(request, error, self.temperature, self._top_p))
+            else:
+                self._waiting.append(request)
+
+    @torch.inference_mode()
+    def step(self) -> list[Answer]:
+        answers, self._refused = self._refused, []
+        self._seat_or_compact()
+        rows = self._ledger.rows
+        if rows:
+            answers += self._collect(*self._decode(rows))
+        return answers
+
+    def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
+        assert self._swap is not None, "this engine was opened without a way to swap"
+        started = time.perf_counter()
+        self._swap(self.model, manifest, weights_dir)
+        loaded = time.perf_counter()
+        self.version = manifest.n
+        self._ledger.turn(manifest.n, self._kv)
+        if self._kv == "recompute":
+            self._fill(np.flatnonzero(self._ledger.live).tolist())
+        done = time.perf_counter()
+        return Swapped(
+            version=manifest.n, inflight=self._ledger.inflight, pause_s=done - started, recompute_s=done - loaded
+        )
+
+    @torch.inference_mode()
+    def probe(self, ids: list[int]) -> NDArray[np.float32]:
+        """The first half step by step from an empty cache, the second after a fill: both ways of the decode path."""
+        half = max(1, len(ids) // 2)
+        return np.concatenate([self._walk(ids[: half + 1], 0), self._walk(ids, half)])
+
+    def abort(self) -> list[Request]:
+        dropped = [answer.request for answer in self._refused] + list(self._waiting)
+        dropped += [request for request in self._ledger.requests if request is not None]
+        self._refused.clear()
+        self._waiting.clear()
+        self._empty()
+        return dropped
+
+    def _empty(self) -> None:
+        self._ledger = Ledger(self._slots, self._k, self._pad_id)
+        self._decoder = Decoder(self.model, self._slots, self._pad_id)
+
+    def _unservable(self, request: Request) -> str:
+        ids, vocab, longest = request.prompt_ids, len(self._is_stop), self.model.config.max_position_embeddings
+        if len(ids) == 0 or request.max_new < 1:
+            return f"A request of {len(ids)} prompt tokens and at most {request.max_new} new ones has nothing to write."
+        if ids.min() < 0 or ids.max() >= vocab:
+            return f"The prompt holds ids from {ids.min()} to {ids.max()}; the model has {vocab} of them."
+        if len(ids) + request.max_new > longest:
+            return f"{len(ids)} prompt and {request.max_new} new tokens are more than the model's {longest} positions."
+        return ""
+
+    def _seat_or_compact(self) -> None:
+        live = self._ledger.inflight
+        empty = self._slots - live
+        if self._waiting and (live == 0 or empty >= JOIN_FRACTION * self._slots):
+            joining = [self._waiting.popleft() for _ in range(min(empty, len(self._waiting)))]
+            self._decoder.make_room(max(len(request.prompt_ids) + request.max_new for request in joining))
+            self._fill(self._ledger.seat(joining, self.version))
+        elif live <= COMPACT_FRACTION * self._ledger.rows:
+            sources, targets = self._ledger.gaps()
+            self._decoder.move(sources, targets, int(self._ledger.lengths.max()))
+            self._ledger.move(sources, targets)
+
+    def _fill(self, slots: list[int]) -> None:
+        self._decoder.fill(self._ledger.fed(slots))
+
+    def _decode(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        logits_BV = self._decoder.advance(self._ledger.next_ids(rows), self._ledger.lengths[:rows])
+        if self._k:
+            ids_BK, logp_BK = top_k(logits_BV, self._k)
+            self._ledger.write_topk(ids_BK.cpu().numpy(), logp_BK.cpu().numpy())
+        uniform_B = torch.from_numpy(self._ledger.draws(rows)).to(logits_BV.device)
+        ids_B, logp_B = sample(logits_BV, uniform_B, self.temperature, self._top_p)
+        return ids_B.cpu().numpy(), logp_B.cpu().numpy()
+
+    def _collect(self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32]) -> list[Answer]:
+        rows = len(ids_B)
+        self._ledger.write(ids_B, logp_B)
+        live_B, stopped_B, broken_B = self._ledger.live[:rows], self._is_stop[ids_B], ~np.isfinite(logp_B)
+        done_B = live_B & (stopped_B | broken_B | self._ledger.full(rows))
+        return [
+            self._break_off(slot) if broken_B[slot] else self._finish(slot, bool(stopped_B[slot]))
+            for slot in np.flatnonzero(done_B).tolist()
+        ]
+
+    def _finish(self, slot: int, stopped: bool) -> Answer:
+        finish = Finish.STOP if stopped else Finish.LENGTH
+        fields = self._ledger.read(slot, self._ledger.length(slot))
+        return Answer(
+            request=self._ledger.leave(slot), finish=finish, temperature=self.temperature, top_p=self._top_p, **fields
+        )
+
+    def _break_off(self, slot: int) -> Answer:
+        fields = self._ledger.read(slot, self._ledger.length(slot) - 1)  # the last token was drawn from nonsense
+        self._decoder.clear(slot)
+        error = f"The model's logits under weights {self.version} are not finite."
+        return error_answer(self._ledger.leave(slot), error, self.temperature, self._top_p, **fields)
+
+    def _walk(self, ids: list[int], filled: int) -> NDArray[np.float32]:
+        """Log-probs of ids[filled + 1:], step by step after a fill of the first `filled`."""
+        decoder = Decoder(self.model, 1, self._pad_id)
+        decoder.make_room(len(ids))
+        decoder.fill({0: np.asarray(ids[:filled], np.int64)})
+        logp = [
+            decoder.advance(np.asarray([ids[at]]), np.asarray([at])).log_softmax(-1)[0, ids[at + 1]].item()
+            for at in range(filled, len(ids) - 1)
+        ]
+        return np.asarray(logp, np.float32)
+
+
+def _open_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+    disable_progress_bar()
+    require_full_attention(AutoConfig.from_pretrained(folder, local_files_only=True), folder)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    model.requires_grad_(False)
+    return model.eval().to(where)
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return int(model.get_output_embeddings().weight.shape[0])

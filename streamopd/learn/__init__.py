@@ -1,0 +1,1 @@
+"""A step: from a batch with its evidence to new weights, and to a checkpoint."""

@@ -1,0 +1,85 @@
+"""Which answers of a batch are trained, which of their tokens, and how old those are. numpy only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from streamopd.schemas import Batch, Evidence, Fate, Finish, Rollout, Scored
+
+from .freshness import fresh_mask, keep_answer, token_ages
+
+LENGTH_BIN = 4  # tokens, of the length histograms
+
+
+class Row(NamedTuple):
+    """One answer that is trained."""
+
+    seq: int
+    rollout: Rollout
+    view: Evidence
+    ages: NDArray[np.int32]    # [G]
+    fresh: NDArray[np.bool_]   # [G] the tokens that count
+
+    @property
+    def prompt(self) -> NDArray[np.int32]:
+        return self.rollout.prompt_ids.numpy()
+
+    @property
+    def completion(self) -> NDArray[np.int32]:
+        return self.rollout.completion_ids.numpy()
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads: the last one predicts nothing that we use."""
+        return len(self.rollout.prompt_ids) + len(self.rollout.completion_ids) - 1
+
+
+class Sorted(Struct, frozen=True):
+    """A batch, sorted into what is trained and what is not."""
+
+    rows: list[Row]
+    fates: list[Fate]                 # one an item
+    trained_lengths: dict[str, int]   # bin of completion length -> rollouts
+    dropped_lengths: dict[str, int]
+
+
+def sort_out(batch: Batch, max_age: int) -> Sorted:
+    """Tokens older than `max_age` at step `batch.n` are masked; an answer that keeps fewer than half goes whole."""
+    rows, fates = [], []
+    trained: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for item in batch.items:
+        kept = []
+        for index, rollout in enumerate(item.group.rollouts):
+            row = _row(item, index, batch.n, max_age)
+            (dropped if row is None else trained)[_bin(len(rollout.completion_ids))] += 1
+            kept += [row] if row is not None else []
+        rows += kept
+        fates.append(Fate.TRAINED if kept else Fate.EXPIRED)
+    return Sorted(rows, fates, dict(trained), dict(dropped))
+
+
+def _row(item: Scored, index: int, n: int, max_age: int) -> Row | None:
+    rollout = item.group.rollouts[index]
+    if rollout.finish in (Finish.ERROR, Finish.ABORTED) or not len(rollout.completion_ids):
+        return None
+    ages = token_ages(rollout.weight_spans, len(rollout.completion_ids), n)
+    fresh = fresh_mask(ages, max_age)
+    if not keep_answer(fresh):
+        return None
+    assert item.views[index], f"rollout {rollout.id} reached the learner without evidence"
+    view = item.views[index][0]
+    assert view.rollout_id == rollout.id, f"evidence of {view.rollout_id} lies at rollout {rollout.id}"
+    assert len(view.logprobs) == len(rollout.completion_ids), f"evidence of rollout {rollout.id} has another length"
+    return Row(item.group.prompt.seq, rollout, view, ages, fresh)
+
+
+def _bin(length: int) -> str:
+    return str(length - length % LENGTH_BIN)
+
+

@@ -1,0 +1,47 @@
+"""Methods by name. One file a method; adding one edits nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from difflib import get_close_matches
+from pathlib import Path
+
+from streamopd.errors import ConfigError
+from streamopd.slots import Method
+
+
+def names() -> list[str]:
+    """The names that `method = ...` takes."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Method:
+    """The method called `name`, or the value `NAME` of a user's own file as "path/to/file.py:NAME"."""
+    if ".py:" in name:
+        return _from_file(*name.rsplit(":", 1))
+    if name not in names():
+        near = get_close_matches(name, names(), 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names())}."
+        raise ConfigError(f"There is no method {name!r}. {hint}")
+    return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
+
+
+def _from_file(path: str, value: str) -> Method:
+    if not Path(path).is_file():
+        raise ConfigError(f"method = {path}:{value} names a file that is not there: {Path(path).resolve()}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    method = getattr(module, value, None)
+    if not isinstance(method, Method):
+        raise ConfigError(f"{path} has no Method called {value!r}.")
+    return method
+
+
+def _only_method(module: object, name: str) -> Method:
+    found = [value for value in vars(module).values() if isinstance(value, Method)]
+    assert len(found) == 1, f"methods/{name}.py must hold exactly one Method, it holds {len(found)}"
+    return found[0]

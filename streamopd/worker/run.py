@@ -1,0 +1,126 @@
+"""One run: its folder, its settings, and how to reach its broker."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from streamopd import methods
+from streamopd.config import Config, check
+from streamopd.errors import ConfigError, StreamError
+from streamopd.slots import Method
+from streamopd.stream import Broker, Limits
+
+
+class BrokerAddress(msgspec.Struct, frozen=True):
+    """Where the embedded server of a run listens. Lies in the run folder, readable by its owner only."""
+
+    url: str
+    password: str
+
+
+class Run:
+    """A run folder and what is known of it without torch.
+
+    `folder/{config.json, metrics.jsonl, events.jsonl, samples.jsonl, evaluations.jsonl, weights/, state/, blobs/, logs/}`
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self.config = config
+        self.method: Method = methods.load(config.method)
+        self.id = self._identity()
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """The run that `folder` holds, from its config.json."""
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ConfigError(f"{folder} holds no run: {file.name} is not there. Start one with: streamopd run RECIPE --out {folder}")
+        config = msgspec.json.decode(file.read_bytes(), type=Config)
+        check(config)
+        return cls(folder, config)
+
+    @classmethod
+    def create(cls, folder: Path, config: Config) -> Run:
+        """Make the folder where there is none, and write config.json."""
+        for name in ("weights", "state", "blobs", "logs"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        write_private(folder / "config.json", msgspec.json.format(msgspec.json.encode(config)))
+        return cls(folder, config)
+
+    @property
+    def weights_dir(self) -> Path:
+        return self.folder / "weights"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the learner to end the run after the step in hand."""
+        return self.state_dir / "stop"
+
+    @property
+    def limits(self) -> Limits:
+        stream = self.config.stream
+        return Limits(
+            groups_per_step=self.config.learn.groups_per_step,
+            max_staleness=self.config.max_staleness,
+            cap_bytes=stream.cap_mb << 20,
+            blob_bytes=stream.blob_kib << 10,
+            max_record_bytes=stream.max_record_mb << 20,
+        )
+
+    async def connect(self) -> Broker:
+        """A client of the run's broker: `redis.url`, or the embedded server that `streamopd run` started here."""
+        from streamopd.stream.open import open_broker
+
+        url, password = self.address()
+        return await open_broker(url, self.id, self.limits, self.folder / "blobs", password)
+
+    def address(self) -> tuple[str, str]:
+        """(url, password) of the broker."""
+        redis = self.config.redis
+        if redis.url:
+            return redis.url, _password(redis.password_env)
+        file = self.state_dir / "broker.json"
+        if not file.is_file():
+            raise StreamError(
+                f"No broker for {self.folder}: redis.url is not set and no embedded server was started here. "
+                "Start the run with `streamopd run`, or give -s redis.url=redis://host:6379."
+            )
+        address = msgspec.json.decode(file.read_bytes(), type=BrokerAddress)
+        return address.url, address.password
+
+    def _identity(self) -> str:
+        """The run's name in every key and record: made once, kept in the folder."""
+        file = self.state_dir / "run_id"
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return file.read_text()
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(f"{self.config.name}-{secrets.token_hex(4)}")
+        return file.read_text()
+
+
+def write_private(file: Path, body: bytes) -> None:
+    """Replace `file` atomically; only its owner may read it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(body)
+    temporary.replace(file)
+
+
+def _password(variable: str) -> str:
+    if not variable:
+        return ""
+    if variable not in os.environ:
+        raise ConfigError(f"redis.password_env names {variable}, which is not set in the environment. Export it and start again.")
+    return os.environ[variable]

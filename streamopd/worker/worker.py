@@ -1,0 +1,289 @@
+"""The run loop's tools: take items, hand them on, show signs of life, and leave when the run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from streamopd.errors import GarbageRecord
+from streamopd.schemas import Event, Group, Heartbeat, Prompt, Scored, Weights, decode, encode
+from streamopd.stream import Broker, Entry, HandOff
+from streamopd.topology import Stage
+from streamopd.worker.run import Run
+
+T = TypeVar("T")
+Record = Prompt | Group | Scored
+KINDS: dict[Stage, type[Record]] = {Stage.ISSUED: Prompt, Stage.GENERATED: Group, Stage.SCORED: Scored}
+BEAT_S = 1.0
+LOOK_S = 0.02  # looks at the broker are no closer together than this
+
+
+class Ended(Exception):
+    """The run is over, or this process was asked to leave: unwind, nothing is wrong."""
+
+
+class Lease(msgspec.Struct, Generic[T], eq=False):
+    """An item in hand: its entry in the broker and its record."""
+
+    entry: Entry
+    record: T
+    taken_s: float
+
+
+class Worker:
+    """One service instance at work. `inline` runs the computing on the event loop: one process, one order of events."""
+
+    def __init__(self, run: Run, service: str, instance: str, broker: Broker, inline: bool = False) -> None:
+        self.run = run
+        self.service = service
+        self.instance = instance
+        self.broker = broker
+        self.inline = inline
+        self.state = "starting"
+        self.waits_for = ""
+        self.version = -1
+        self.counters: dict[str, float] = {}
+        self.weights: Weights | None = None  # the newest manifest seen
+        self.boot = ""
+        self.closed = False
+        self.draining = asyncio.Event()
+        self._progress = 0
+        self._held: dict[str, Lease[Any]] = {}
+        self._renewed_progress = -1
+        self._reaped_s = 0.0
+        self._faults = 0
+        self._left = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---------------------------------------------------------------- life
+    async def __aenter__(self) -> Worker:
+        await self.look()
+        await self.emit("join", f"{self.instance} joined, pid {os.getpid()}")
+        self._tasks = [asyncio.create_task(job()) for job in (self._beat_on, self._watch, self._renew_on)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._left = True  # a cancellation can be lost in a wait that ends at the same moment
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):  # leaving: the broker may be gone already
+            await self.broker.release([lease.entry for lease in self._held.values()])
+            self.state = "left"
+            await self._beat()
+            await self.emit("leave", f"{self.instance} left")
+
+    def moved(self, by: int = 1) -> None:
+        """Progress: what leases and liveness are judged by."""
+        self._progress += by
+        self.counters["moved_s"] = time.time()
+
+    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)` off the event loop, so that leases are renewed meanwhile."""
+        if self.inline:
+            result = work(*args)
+            await asyncio.sleep(0)
+        else:
+            result = await asyncio.to_thread(work, *args)
+        self.moved()
+        return result
+
+    async def emit(self, kind: str, text: str, **data: float | str) -> None:
+        """Tell people."""
+        await self.broker.emit(Event(kind=kind, source=self.instance, born_s=time.time(), text=text, data=data))
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Any:
+        """Say what is waited for, and count the seconds."""
+        start_s, self.state, self.waits_for = time.monotonic(), "waiting", what
+        try:
+            yield
+        finally:
+            self.state, self.waits_for = "working", ""
+            self.counters["wait_s"] = self.counters.get("wait_s", 0.0) + time.monotonic() - start_s
+
+    async def news(self, what: str, timeout_s: float = 1.0) -> None:
+        """Wait for something to change; raise Ended when the run did."""
+        self.leave_if_over()
+        with self.waiting(what):
+            await self.broker.news(timeout_s)
+        await self.look()
+        self.leave_if_over()
+
+    def leave_if_over(self) -> None:
+        if self.closed or self.draining.is_set():
+            raise Ended
+
+    async def look(self) -> None:
+        """What the broker says now: boot, end, newest weights. Another boot voids everything in hand."""
+        counters = await self.broker.counters()
+        boot = counters.boot if counters.stamped else ""
+        if boot and boot != self.boot:
+            self._held = {key: lease for key, lease in self._held.items() if lease.entry.boot == boot}
+            self.boot = boot
+        self.closed = counters.end == "closed"
+        if counters.weights_n >= 0 and (self.weights is None or (self.weights.boot, self.weights.n) != (boot, counters.weights_n)):
+            self.weights = await self.broker.weights()
+
+    # ---------------------------------------------------------------- items
+    async def take(self, stage: Stage, count: int, block_s: float = 1.0) -> list[Lease[Any]]:
+        """Up to `count` items with good records; what cannot be trusted is quarantined and issued again."""
+        self.leave_if_over()
+        if any(lease.entry.alone for lease in self._held.values()):
+            return []
+        entries = await self._recovered(stage)
+        if not entries and time.monotonic() - self._reaped_s > self.run.config.stream.lease_ttl_s / 4:
+            self._reaped_s = time.monotonic()
+            entries = await self.broker.reap(
+                stage, self.instance, self.run.config.stream.lease_ttl_s, count, empty=not self._held
+            )
+        if not entries:
+            with self.waiting(stage.stream) if block_s and not self._held else contextlib.nullcontext():
+                entries = await self.broker.read(stage, self.instance, count, block_s, empty=not self._held)
+        return await self.open(entries, KINDS[stage])
+
+    async def open(self, entries: Sequence[Entry], kind: type[T]) -> list[Lease[T]]:
+        """Leases over entries; a bad record goes to quarantine, its group back to the feeder."""
+        leases = []
+        for entry in entries:
+            try:
+                record = self._decode(entry, kind)
+            except GarbageRecord as error:
+                await self.refuse(entry, str(error))
+                continue
+            lease = Lease(entry, record, time.monotonic())
+            self._held[entry.id] = lease
+            leases.append(lease)
+        self.moved(len(leases))
+        return leases
+
+    async def refuse(self, entry: Entry, reason: str) -> None:
+        """Quarantine an entry's payload with its reason and have its group issued again."""
+        self._held.pop(entry.id, None)
+        await self.broker.quarantine(self.instance, reason, entry.body[:4096], entry.seq)
+        await self.broker.reissue(entry, reason)
+        await self.emit("quarantine", f"group {entry.seq} at {entry.stage.stream}: {reason}", seq=entry.seq)
+
+    async def hand(self, pairs: Sequence[tuple[Lease[Any], Any]]) -> None:
+        """Each lease's next record, atomically; "already" is fine: somebody else was first."""
+        if not pairs:
+            return
+        await self.broker.hand([HandOff(lease.entry, encode(record)) for lease, record in pairs])
+        self.forget(lease for lease, _ in pairs)
+        self.moved(len(pairs))
+
+    async def release(self, leases: Sequence[Lease[Any]]) -> None:
+        """Back to the stream: I cannot work on these now."""
+        await self.broker.release([lease.entry for lease in leases])
+        self.forget(leases)
+
+    def forget(self, leases: Any) -> None:
+        for lease in list(leases):
+            self._held.pop(lease.entry.id, None)
+
+    def holds(self, lease: Lease[Any]) -> bool:
+        """Whether the lease is still of this life of the broker."""
+        return lease.entry.id in self._held
+
+    @property
+    def held_ids(self) -> set[str]:
+        return set(self._held)
+
+    def _decode(self, entry: Entry, kind: type[T]) -> T:
+        if entry.problem:
+            raise GarbageRecord(entry.problem)
+        try:
+            record: Any = decode(kind, entry.body, self.run.limits.max_record_bytes)
+        except ValueError as error:
+            raise GarbageRecord(str(error)) from None
+        for name, theirs, ours in (
+            ("run", record.run, self.run.id),
+            ("method", record.method, self.run.method.digest),
+            ("seq", _seq(record), entry.seq),
+        ):
+            if theirs != ours:
+                raise GarbageRecord(f"its {name} is {theirs!r}, this entry's is {ours!r}")
+        return record  # type: ignore[no-any-return]
+
+    async def _recovered(self, stage: Stage) -> list[Entry]:
+        """After an unanswered call, entries may lie under this name that this process does not know of."""
+        faults = getattr(self.broker, "faults", 0)
+        if faults == self._faults:
+            return []
+        self._faults = faults
+        return [e for e in await self.broker.own_pending(stage, self.instance) if e.id not in self._held]
+
+    # ---------------------------------------------------------------- background
+    async def _beat_on(self) -> None:
+        while not self._left:
+            await self._beat()
+            await asyncio.sleep(BEAT_S)
+
+    async def _beat(self) -> None:
+        self.counters["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.counters["cpu_s"] = time.process_time()
+        await self.broker.beat(
+            Heartbeat(
+                service=self.service, instance=self.instance, pid=os.getpid(), born_s=time.time(), progress=self._progress,
+                state=self.state, waits_for=self.waits_for, version=self.version, counters=dict(self.counters),
+            )
+        )
+
+    async def _watch(self) -> None:
+        """Keep `weights`, `boot` and `closed` fresh while the service computes."""
+        while not self._left:
+            await self.broker.news(1.0)
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def _renew_on(self) -> None:
+        """Renew what is held while progress moves; nothing held longer than the absolute limit is renewed."""
+        stream = self.run.config.stream
+        while not self._left:
+            await asyncio.sleep(stream.lease_ttl_s / 3)
+            if self._progress == self._renewed_progress:
+                continue
+            self._renewed_progress = self._progress
+            oldest_s = time.monotonic() - stream.lease_limit_s
+            by_stage: dict[Stage, list[str]] = {}
+            for lease in self._held.values():
+                if lease.taken_s > oldest_s:
+                    by_stage.setdefault(lease.entry.stage, []).append(lease.entry.id)
+            for stage, ids in by_stage.items():
+                await self.broker.renew(stage, self.instance, ids)
+
+
+@contextlib.asynccontextmanager
+async def singleton(worker: Worker) -> AsyncIterator[None]:
+    """The lease of a service of which one works and others wait. Safety never rests on it."""
+    ttl_s = worker.run.config.stream.lease_ttl_s
+    while not await worker.broker.hold(worker.service, worker.instance, ttl_s):
+        await worker.news(f"the other {worker.service}", ttl_s / 4)
+
+    async def keep() -> None:
+        while True:
+            await asyncio.sleep(ttl_s / 4)
+            await worker.broker.hold(worker.service, worker.instance, ttl_s)
+
+    keeper = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        with contextlib.suppress(Exception):
+            await worker.broker.drop_hold(worker.service, worker.instance)
+
+
+def _seq(record: Record) -> int:
+    if isinstance(record, Prompt):
+        return record.seq
+    if isinstance(record, Group):
+        return record.prompt.seq
+    return record.group.prompt.seq

@@ -1,0 +1,89 @@
+"""The status names the service that holds everybody up, and says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamopd.schemas import Heartbeat
+from streamopd.stream.broker import Counters
+from streamopd.watch.status import bottleneck, status_lines
+
+NOW_S = 1000.0
+
+
+def counters(end: str = "", steps: int = 7, weights_n: int = 7, **inflight: int) -> Counters:
+    return Counters(
+        boot="b", stamped=True, issued=500, fated=448, steps=steps, batchno=7, end=end, again=(), depths={}, pending={},
+        inflight=inflight, bytes_inflight=0, weights_n=weights_n,
+    )
+
+
+def beat(instance: str, state: str = "working", waits_for: str = "", quiet_s: float = 0.0, **facts) -> Heartbeat:
+    return Heartbeat(
+        service=instance.rpartition("-")[0], instance=instance, pid=1, progress=5, state=state, waits_for=waits_for,
+        born_s=facts.pop("born_s", NOW_S), counters={"moved_s": NOW_S - quiet_s}, **facts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("inflight", "service"),
+    [
+        ({"issued": 64, "generated": 0, "scored": 0, "batched": 64}, "learner"),
+        ({"issued": 10, "generated": 200, "scored": 40, "batched": 0}, "teacher"),
+        ({"issued": 200, "generated": 10, "scored": 40, "batched": 0}, "generator"),
+        ({"issued": 0, "generated": 0, "scored": 64, "batched": 0}, "packer"),
+        ({"issued": 0, "generated": 0, "scored": 0, "batched": 0}, "feeder"),
+        ({}, "feeder"),
+    ],
+)
+def test_the_bottleneck_is_where_work_lies_while_everything_behind_it_is_empty(inflight, service):
+    assert bottleneck(counters(**inflight))[0] == service
+
+
+def test_a_teacher_without_progress_is_named_with_its_seconds_and_its_queue():
+    lines = status_lines(counters(generated=64), [beat("teacher-0", quiet_s=12), beat("learner-0")], NOW_S)
+    assert lines[0] == "teacher-0 is the bottleneck: no progress for 12 s while 64 rollouts wait"
+
+
+def test_of_two_replicas_the_stalled_one_is_named():
+    lines = status_lines(counters(generated=64), [beat("teacher-0"), beat("teacher-1", quiet_s=30)], NOW_S)
+    assert lines[0].startswith("teacher-1 is the bottleneck: no progress for 30 s")
+
+
+def test_a_busy_bottleneck_is_not_called_stalled():
+    assert status_lines(counters(batched=64), [beat("learner-0")], NOW_S)[0] == (
+        "learner is the bottleneck: 64 groups in closed batches in front of it"
+    )
+
+
+def test_a_service_that_nobody_runs_is_missed():
+    lines = status_lines(counters(generated=9), [beat("generator-0"), beat("teacher-0", state="left")], NOW_S)
+    assert lines[0] == "No teacher is alive, and 9 rollouts wait for one."
+
+
+def test_who_waits_says_for_what():
+    lines = status_lines(counters(generated=64), [beat("teacher-0"), beat("learner-0", "waiting", "batches")], NOW_S)
+    assert "learner-0 waits for batches" in lines
+
+
+def test_a_replica_behind_is_named_with_both_versions_and_the_reason():
+    behind = beat("generator-1", state="behind", waits_for="weights 7: digest of lm_head.weight differs", version=5)
+    assert (
+        "generator-1 is behind: it serves weights 5, the newest are 7: weights 7: digest of lm_head.weight differs"
+        in status_lines(counters(issued=3), [beat("generator-0"), behind], NOW_S)
+    )
+
+
+def test_a_silent_instance_is_told_from_a_slow_one():
+    lines = status_lines(counters(issued=3), [beat("generator-0"), beat("packer-0", born_s=NOW_S - 40)], NOW_S)
+    assert "packer-0: no heartbeat for 40 s" in lines
+
+
+def test_a_starting_service_is_waited_for_not_blamed():
+    assert status_lines(counters(generated=64), [beat("teacher-0", state="starting", quiet_s=30)], NOW_S)[0] == (
+        "teacher-0 is starting; everything waits for it."
+    )
+
+
+def test_an_ended_run_blames_nobody():
+    assert status_lines(counters(end="closed"), [], NOW_S) == ["The run has ended after 7 steps."]
