@@ -10,10 +10,12 @@ from streamopd.assets import resolve
 from streamopd.evaluate.heldout import Heldout, accuracy, kl_heldout, shown, student_context, teacher_context
 from streamopd.generate.engine import Engine, Request
 from streamopd.generate.open import open_engine
+from streamopd.grade.graders import choose
 from streamopd.grade.graders import load as load_grader
 from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evaluation, Outcome, Prompt
+from streamopd.sync.swap import swap_in
 from streamopd.watch.journal import Journal, read
 from streamopd.worker import Ended, Run, Worker
 
@@ -70,12 +72,12 @@ class Exam:
         contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
         student = resolve(config.student.model)
         dataset, renderer = open_questions(
-            config.data, config.seed, config.learn.passes, student, contexts, run.id, run.method.digest
+            config.data, config.seed, config.passes, student, contexts, run.id, run.method.digest
         )
         self.config = config
         self.tokenizer = Tokenizer.open(student)
         self.prompts = [renderer.prompt(i, question) for i, question in enumerate(dataset.heldout)]
-        self.grader = load_grader(config.data.grader)
+        self.grader = load_grader(choose(config.data.grader, config.data.train))
         self.engines: dict[Path, Engine] = {}
         self.teacher_answers: dict[str, Heldout] = {}
 
@@ -131,8 +133,8 @@ class Exam:
 
     def _open(self, folder: Path) -> Engine:
         return open_engine(
-            "hf", folder=folder, stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id, dtype=self.config.student.dtype,
-            max_inflight=self.config.evaluate.batch_size, temperature=0.0, top_p=1.0, student_k=0, kv="keep",
+            "hf", folder=folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=self.config.student.dtype,
+            max_inflight=self.config.evaluate.batch_size,
         )
 
     def _evaluation(self, who: str, n: int, metrics: dict[str, float], greedy: Heldout) -> Evaluation:

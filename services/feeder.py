@@ -17,7 +17,7 @@ async def main(run: Run, worker: Worker) -> None:
     config = run.config
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
     dataset, renderer = open_questions(
-        config.data, config.seed, config.learn.passes, resolve(config.student.model), contexts, run.id, run.method.digest
+        config.data, config.seed, config.passes, resolve(config.student.model), contexts, run.id, run.method.digest
     )
     async with singleton(worker):
         while True:

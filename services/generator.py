@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from streamopd.grade.graders import choose
 from streamopd.grade.pool import GradingPool
 
 from streamopd.assets import resolve
@@ -18,6 +19,8 @@ from streamopd.sync.swap import swap_in
 from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
+RETRY_S = 1.0  # between two tries to load a version
+
 
 async def main(run: Run, worker: Worker) -> None:
     """Take prompts, decode, swap between two tokens, grade, hand groups on."""
@@ -27,7 +30,8 @@ async def main(run: Run, worker: Worker) -> None:
     if run.config.sync.drill:
         found = await worker.compute(drill, engine, student, run.weights_dir, run.id, run.config.student.dtype)
         await worker.emit("drill", str(found))
-    graders = GradingPool(run.config.data.grader, run.config.generator.grade_timeout_s, workers=0 if worker.inline else 1)
+    data = run.config.data
+    graders = GradingPool(choose(data.grader, data.train), run.config.generator.grade_timeout_s, workers=0 if worker.inline else 1)
     desk = Desk(run, worker, engine, tokenizer, graders)
     try:
         while True:
@@ -56,18 +60,22 @@ class Desk:
     def __init__(self, run: Run, worker: Worker, engine: Engine, tokenizer: Tokenizer, graders: GradingPool) -> None:
         self.run, self.worker, self.engine, self.tokenizer, self.graders = run, worker, engine, tokenizer, graders
         self.writing: dict[str, tuple[Lease[Prompt], list[Answer]]] = {}
+        self.written: list[tuple[Lease[Prompt], list[Answer]]] = []  # whole groups, not handed on yet
         self.served: tuple[str, int] = ("", -1)  # (boot, n) of the weights in the engine
-        self.refused: tuple[str, int] = ("", -1)
+        self.refused: tuple[str, int] = ("", -1)  # the version that would not load
+        self.refused_s = 0.0                      # since when
+        self.next_try_s = 0.0
         self.swap_s: list[float] = []
 
     async def swap_to_newest(self) -> None:
         """Serve the newest manifest, requests in flight going on; another boot voids them first."""
         newest = self.worker.weights
-        if newest is None or (newest.boot, newest.n) in (self.served, self.refused):
+        if newest is None or (newest.boot, newest.n) == self.served or self._given_up(newest):
             return
         if newest.boot != self.served[0]:
             self.engine.abort()
             self.writing.clear()
+            self.written.clear()
         elif newest.n < self.served[1]:
             return
         inflight = self.engine.inflight
@@ -99,8 +107,7 @@ class Desk:
             self.engine.admit(self._requests(lease.record))
 
     async def hand_finished(self, answers: list[Answer]) -> None:
-        """Grade and hand on each group whose answers are all in."""
-        done = []
+        """Grade and hand on groups whose answers are all in, many at once: every hand-off is a write to disk."""
         for answer in answers:
             group_id = answer.request.id.rpartition(".")[0]
             if group_id not in self.writing:
@@ -109,15 +116,17 @@ class Desk:
             got.append(answer)
             self._count("tokens", len(answer.completion_ids))
             if len(got) == self.run.config.group_size:
-                done.append(self.writing.pop(group_id))
-        if done:
+                self.written.append(self.writing.pop(group_id))
+        enough = len(self.written) * self.run.config.group_size >= self.run.config.generator.max_inflight // 2
+        if self.written and (enough or not self.engine.inflight):
+            done, self.written = self.written, []
             groups = await self._graded(done)
             await self.worker.hand(list(zip([lease for lease, _ in done], groups, strict=True)))
 
     async def leave(self) -> None:
         """What is unfinished goes back to the stream."""
         self.engine.abort()
-        await self.worker.release([lease for lease, _ in self.writing.values()])
+        await self.worker.release([lease for lease, _ in (*self.writing.values(), *self.written)])
 
     def _requests(self, prompt: Prompt) -> list[Request]:
         ids = prompt.prompt_ids.numpy()
@@ -133,6 +142,9 @@ class Desk:
             for lease, answers in done for answer in answers
         ]
         outcomes = iter(await self.graders.grade(asked))
+        if self.graders.last_problem:
+            await self.worker.emit("grader", self.graders.last_problem)
+            self.graders.last_problem = ""
         return [
             Group(
                 id=lease.record.id, run=self.run.id, method=self.run.method.digest, born_s=time.time(), prompt=lease.record,
@@ -141,13 +153,21 @@ class Desk:
             for lease, answers in done
         ]
 
+    def _given_up(self, newest: Weights) -> bool:
+        """A version that would not load is tried again every second, until its deadline."""
+        if (newest.boot, newest.n) != self.refused:
+            return False
+        now_s = time.monotonic()
+        return now_s < self.next_try_s or now_s > self.refused_s + self.run.config.generator.swap_deadline_s
+
     async def _fall_behind(self, newest: Weights, error: Exception) -> None:
         """Not hung: the old version is served on, and everybody can see why."""
-        self.refused = (newest.boot, newest.n)
-        self.worker.state = "behind"
+        self.worker.state, self.next_try_s = "behind", time.monotonic() + RETRY_S
         self._count("swaps_refused", 1)
-        text = f"{self.worker.instance} did not load weights {newest.n} (still {self.served[1]}): {error}"
-        await self.worker.emit("behind", text, wanted=newest.n, served=self.served[1])
+        if self.refused != (newest.boot, newest.n):
+            self.refused, self.refused_s = (newest.boot, newest.n), time.monotonic()
+            text = f"{self.worker.instance} did not load weights {newest.n} (still {self.served[1]}): {error}"
+            await self.worker.emit("behind", text, wanted=newest.n, served=self.served[1])
 
     def _note_swap(self, newest: Weights, seconds: float, inflight: int) -> None:
         self.served = (newest.boot, newest.n)

@@ -44,8 +44,8 @@ class Data(Section, frozen=True):
     train: str = ""                      # chain-sum | reasoning-gym:TASK | FILE.jsonl | FILE.parquet | hf:ORG/NAME[:SPLIT]
     heldout: str = ""                    # the same forms; "" = drawn from `train`'s task with another seed
     heldout_size: int = 256
-    options: dict[str, str | int | float | bool] = {}  # of the task, e.g. min_terms
-    grader: str = ""                     # none | chain-sum | json-answer | math-verify | reasoning-gym; "" = the task's own
+    options: dict[str, str | int | float | bool] = {}  # of the task, e.g. min_terms; or a file's column names
+    grader: str = ""                     # none | chain-sum | json-answer | math-verify | reasoning-gym | FILE.py:NAME; "" = the task's own
     system_prompt: str = ""              # for chat templates; "" = the template's own default
     max_prompt_length: int = 512         # tokens; longer prompts are refused at start, never cut
 
@@ -163,6 +163,11 @@ class Config(Section, frozen=True):
     redis: Redis = Redis()
     stream: Stream = Stream()
     sync: Sync = Sync()
+
+    @property
+    def passes(self) -> int:
+        """Over finite data; 0 is endless, when the number of steps is what ends the run."""
+        return 0 if self.learn.max_steps else self.learn.passes
 
     @property
     def max_age_steps(self) -> int:

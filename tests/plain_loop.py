@@ -36,7 +36,7 @@ def plain_loop(config: Config, student_folder: Path, teacher_folder: Path, steps
     student = AutoModelForCausalLM.from_pretrained(student_folder, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
     tokenizer, learn = Tokenizer.open(student_folder), config.learn
-    dataset = open_dataset(config.data, config.seed, learn.passes)
+    dataset = open_dataset(config.data, config.seed, config.passes)
     optimizer = torch.optim.AdamW(student.parameters(), lr=learn.lr, betas=learn.betas, weight_decay=learn.weight_decay)
     losses = []
     for step in range(steps):
@@ -56,5 +56,5 @@ def plain_loop(config: Config, student_folder: Path, teacher_folder: Path, steps
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), learn.max_grad_norm)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses

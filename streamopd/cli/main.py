@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from streamopd import __version__
@@ -34,68 +33,64 @@ def run(
     out: Out = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="All services in this process, the stream in memory.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run folder holds and start over.")] = False,
-) -> int:
+) -> None:
     """Run a whole distillation here: all services as local processes, to the end, with its report."""
     from .run import run_here
 
-    return run_here(recipe, overrides, out, in_process=in_process, fresh=fresh)
+    raise typer.Exit(run_here(recipe, overrides, out, in_process=in_process, fresh=fresh))
 
 
 @app.command()
-def status(folder: Folder) -> int:
+def status(folder: Folder) -> None:
     """Who works, who waits for whom, and who is behind."""
     from .look import show_status
 
-    return show_status(folder)
+    raise typer.Exit(show_status(folder))
 
 
 @app.command()
-def quarantine(folder: Folder) -> int:
+def quarantine(folder: Folder) -> None:
     """What could not be trusted, with its reason."""
     from .look import show_quarantine
 
-    return show_quarantine(folder)
+    raise typer.Exit(show_quarantine(folder))
 
 
 @app.command()
-def report(folder: Folder) -> int:
+def report(folder: Folder) -> None:
     """Write report.html again from what the run folder holds."""
     from streamopd.watch.report import write_report
 
     print(write_report(folder))
-    return 0
 
 
 @app.command()
-def methods() -> int:
+def methods() -> None:
     """The methods there are."""
     from streamopd import methods as known
 
     for name in known.names():
         method = known.load(name)
         print(f"{name:20} {method.evidence_level:12} {method.summary}  [{method.paper}]")
-    return 0
 
 
 @config_app.command("show")
-def config_show(recipe: Recipe, overrides: Overrides = []) -> int:  # noqa: B006
+def config_show(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
     """Every key of a run file with its value and where that came from."""
     from streamopd import config
 
     loaded, origins = config.load(recipe, overrides)
     for key, value in config.flat(loaded).items():
         print(f"{key} = {value!r:<40} # {origins.get(key, 'default')}")
-    return 0
 
 
 @config_app.command("reference")
-def config_reference() -> int:
+def config_reference() -> None:
     """Every key there is, with its default."""
     from streamopd import config
 
     for key, value in config.reference():
         print(f"{key} = {value!r}")
-    return 0
 
 
 def _service_command(service: str) -> None:
@@ -104,10 +99,10 @@ def _service_command(service: str) -> None:
         overrides: Overrides = [],  # noqa: B006
         out: Out = None,
         instance: Annotated[str, typer.Option(help="A name for this replica.")] = "",
-    ) -> int:
+    ) -> None:
         from .run import serve_here
 
-        return serve_here(service, recipe, overrides, out, instance)
+        raise typer.Exit(serve_here(service, recipe, overrides, out, instance))
 
     command.__doc__ = f"The {service} alone, for the run in --out (or a run folder in place of the recipe)."
     app.command(service, rich_help_panel="Services")(command)
@@ -130,26 +125,14 @@ def _root(
 def main() -> None:
     """The entry point: a person sees one paragraph, `--debug` shows the trace, the exit code tells the truth."""
     debug = "--debug" in sys.argv
-    argv = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        code = app(argv, standalone_mode=False)
+        app([word for word in sys.argv[1:] if word != "--debug"])
     except (UserError, StreamError) as error:
         _explain(error, debug)
-        code = 2
-    except StreamopdError as error:
+        sys.exit(2)
+    except (StreamopdError, OSError) as error:
         _explain(error, debug)
-        code = 1
-    except typer.Exit as leave:
-        code = leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except OSError as error:
-        _explain(error, debug)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(1)
 
 
 def _explain(error: Exception, debug: bool) -> None:

@@ -65,16 +65,23 @@ def preflight(config: Config, folder: Path) -> None:
     method = methods.load(config.method)
     for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
         resolve(model)
+    from streamopd.grade.graders import choose
+    from streamopd.grade.graders import load as load_grader
     from streamopd.prompts.open import open_questions
 
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
     dataset, renderer = open_questions(
-        config.data, config.seed, config.learn.passes, resolve(config.student.model), contexts, "preflight", method.digest
+        config.data, config.seed, config.passes, resolve(config.student.model), contexts, "preflight", method.digest
     )
-    first = dataset.question(0)
-    if first is None:
-        raise ConfigError(f"data.train = {config.data.train!r} holds no question.")
-    renderer.prompt(0, first)
+    unknown = dataset.teacher_ids - set(config.teachers)
+    if unknown:
+        raise ConfigError(
+            f"The data names teachers {', '.join(sorted(unknown))}; the run file has {', '.join(sorted(config.teachers))}. "
+            f"Add [teachers.{min(unknown)}], or change the column teacher_id."
+        )
+    renderer.check(dataset.distinct())
+    renderer.check(dataset.heldout)
+    load_grader(choose(config.data.grader, config.data.train))
     _same_run(config, folder)
 
 

@@ -175,7 +175,7 @@ class Supervisor:
             if code == 0 and (over or self.stopping or child.service == "evaluator"):
                 return
             if code == EXIT_USER:
-                self.failure = f"{child.name} refused to start: {child.last_words()}"
+                self.failure = f"{child.name} gave up. {child.last_words()}"
                 return
             self._note_death(child, code)
             child.process = None

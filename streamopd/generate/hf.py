@@ -63,6 +63,7 @@ class HFEngine:
         self._swap = swap
         self._top_p = top_p
         self._pad_id = pad_id
+        self._positions = _positions(self.model)
         self._k = min(student_k, _vocab_size(self.model))
         self._kv = kv
         self._is_stop = np.zeros(_vocab_size(self.model), bool)
@@ -129,7 +130,7 @@ class HFEngine:
         self._decoder = Decoder(self.model, self._slots, self._pad_id)
 
     def _unservable(self, request: Request) -> str:
-        ids, vocab, longest = request.prompt_ids, len(self._is_stop), self.model.config.max_position_embeddings
+        ids, vocab, longest = request.prompt_ids, len(self._is_stop), self._positions
         if len(ids) == 0 or request.max_new < 1:
             return f"A request of {len(ids)} prompt tokens and at most {request.max_new} new ones has nothing to write."
         if ids.min() < 0 or ids.max() >= vocab:
@@ -145,7 +146,7 @@ class HFEngine:
             joining = [self._waiting.popleft() for _ in range(min(empty, len(self._waiting)))]
             self._decoder.make_room(max(len(request.prompt_ids) + request.max_new for request in joining))
             self._fill(self._ledger.seat(joining, self.version))
-        elif live <= COMPACT_FRACTION * self._ledger.rows:
+        elif 0 < live <= COMPACT_FRACTION * self._ledger.rows:
             sources, targets = self._ledger.gaps()
             self._decoder.move(sources, targets, int(self._ledger.lengths.max()))
             self._ledger.move(sources, targets)
@@ -210,3 +211,8 @@ def _open_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
 
 def _vocab_size(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Tokens that a text may have; a configuration that names no limit has none."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 60)

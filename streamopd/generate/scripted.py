@@ -29,8 +29,8 @@ class _Row(Struct):
 class ScriptedEngine:
     """An Engine whose answers are drawn uniformly over `vocab_size` ids, or those of the model in `folder`.
 
-    An answer is a pure function of its request's seed. `token_s` is slept a step, whatever is in flight, as a batched decode would take it. Weights change its version
-    and nothing else, and their files are never opened.
+    An answer is a pure function of its request's seed. `token_s` is slept a step, whatever is in flight, as a batched
+    decode would take it. Weights change its version and nothing else, and their files are never opened.
     """
 
     def __init__(

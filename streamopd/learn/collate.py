@@ -21,7 +21,6 @@ from .rows import Row
 class MicroBatch(NamedTuple):
     """Rows side by side, right-padded."""
 
-    rows: list[int]          # indices of the step's rows
     ids: Tensor              # int64 [R, L]
     where: Tensor            # int64 [M]  flat positions in [R · L] that predict the tokens that count
     target: Target           # of M tokens
@@ -38,7 +37,6 @@ def collate(rows: Sequence[Row], indices: NDArray[np.intp], weights: Sequence[ND
     counts = [int(row.fresh.sum()) for row in chosen]
     kernels = np.array([row.rollout.temperature or 1.0 for row in chosen], np.float32)
     return MicroBatch(
-        rows=[int(i) for i in indices],
         ids=torch.from_numpy(ids_RL),
         where=torch.from_numpy(where[fresh]),
         target=_target(chosen, fresh),

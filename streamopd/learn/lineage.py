@@ -53,6 +53,7 @@ class Lineage:
         same_life = bool(now.boot) and now.stamped and now.boot == self.boot and self.base >= await self.broker.committed()
         if not same_life or (done and may_go_on):
             await self.rebuild()
+            await self.checkpoint()  # so that a kill before the next one costs a replay and not another rebuild
             return
         self.steps = now.steps
         known = [seq for seq in await self.broker.fates() if seq in self.record]

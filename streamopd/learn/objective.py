@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from streamopd.errors import UserError
 from streamopd.slots import JSD, Divergence, ForwardKL, FullVocabulary, Method, ReverseKL, Union
 
 NEVER = -1e4            # log-mass of a cell that cannot occur: finite, so that 0 · log 0 is 0 and gradients stay finite
@@ -49,7 +50,7 @@ class Verdict(NamedTuple):
 
 
 def judge(logits_NV: Tensor, target: Target, method: Method, stop_ids: Sequence[int]) -> Verdict:
-    """The method's loss of each token, and what its monitors need."""
+    """The method's loss of each token, and what its monitors need. UserError when the two vocabularies differ in size."""
     logits_NV = logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
     if isinstance(method.support, FullVocabulary):
         p_NC, q_NC = on_vocabulary(logits_NV, target, stop_ids)
@@ -64,7 +65,10 @@ def judge(logits_NV: Tensor, target: Target, method: Method, stop_ids: Sequence[
 def on_vocabulary(logits_NV: Tensor, target: Target, stop_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Log-masses [N, C] of both sides with one cell an id, the stop ids together."""
     if target.support.shape != logits_NV.shape:
-        raise ValueError(f"the teacher speaks of {target.support.shape[1]} ids, the student of {logits_NV.shape[1]}")
+        raise UserError(
+            f"The teacher speaks of {target.support.shape[1]} ids, the student of {logits_NV.shape[1]}: a divergence over the "
+            'whole vocabulary needs one vocabulary. Choose a method with a support of ids, like "forward_kl_topk".'
+        )
     p_NV = logits_NV.log_softmax(-1)
     q_NV = target.support.to(p_NV.dtype).clamp(min=NEVER)
     if len(stop_ids) < 2:

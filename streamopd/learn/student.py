@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from msgspec import Struct
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from streamopd.errors import UserError
 
@@ -83,8 +85,9 @@ class Student:
 
 
 def _load(folder: Path, device: torch.device) -> Any:
+    disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a model folder that transformers can load: {error}") from error
     for parameter in model.parameters():  # away from the mapped file: these are written at every step
@@ -127,7 +130,9 @@ def _with_adapters(model: Any, adapter: Adapter) -> Any:
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.target_modules), lora_dropout=0.0, bias="none"
     )
     try:
-        return get_peft_model(model, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for checkpointing by its old name
+            return get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(
             f"learn.lora.target_modules = {list(adapter.target_modules)} does not fit this model: {error}"

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamopd.errors import StreamopdError, UserError
+from streamopd.errors import GarbageRecord, StreamopdError, UserError
 from streamopd.layout import cut_micro_batches
 from streamopd.schemas import Batch, Fate
 from streamopd.slots import FullVocabulary, Method
@@ -97,17 +97,27 @@ class Trainer:
         loss, seen, overlaps, order = 0.0, [], [], []
         for indices in cut_micro_batches([row.length for row in rows], self.micro_batch_tokens):
             micro = collate(rows, indices, weights, self.pad_id)
-            looked_at = max(1, total // OVERLAP_TOKENS)
-            part, columns, shared = self._backward(micro, total, looked_at)
+            self._refuse_foreign_ids(micro, [rows[i] for i in indices])
+            part, columns, shared = self._backward(micro, total, stride=max(1, total // OVERLAP_TOKENS))
             if not np.isfinite(part):
-                raise StreamopdError(self._blame(n, [rows[i] for i in micro.rows], "loss"))
+                raise StreamopdError(self._blame(n, [rows[i] for i in indices], "loss"))
             loss += part
             seen.append(columns)
             overlaps.append(shared)
-            order += [rows[i] for i in micro.rows]
+            order += [rows[i] for i in indices]
         tokens = Tokens(*(torch.cat(column).numpy() for column in zip(*seen, strict=True)))
         exact = isinstance(self.method.support, FullVocabulary)
         return {"loss": loss, "overlap_ratio": float(torch.cat(overlaps).mean())} | describe_rows(order, tokens, exact)
+
+    def _refuse_foreign_ids(self, micro: MicroBatch, rows: Sequence[Row]) -> None:
+        """An index beyond the vocabulary would end the process without a word on a GPU."""
+        given = (micro.ids, micro.target.sampled, micro.target.ids)
+        highest = max(int(ids.max()) for ids in given if ids is not None and ids.numel())
+        if highest >= self.student.vocab_size:
+            raise GarbageRecord(
+                f"Id {highest} came with one of the groups {[row.seq for row in rows]}, the student knows "
+                f"{self.student.vocab_size}. Student and teacher need one tokenizer."
+            )
 
     def _backward(self, micro: MicroBatch, total: int, stride: int) -> tuple[float, list[Tensor], Tensor]:
         """Accumulate one micro-batch's share of the gradient: (its loss, columns of `Tokens`, overlap of every `stride`th).

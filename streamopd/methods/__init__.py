@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from difflib import get_close_matches
-from pathlib import Path
 
 from streamopd.errors import ConfigError
+from streamopd.extras import from_file
 from streamopd.slots import Method
 
 
@@ -20,7 +19,7 @@ def names() -> list[str]:
 def load(name: str) -> Method:
     """The method called `name`, or the value `NAME` of a user's own file as "path/to/file.py:NAME"."""
     if ".py:" in name:
-        return _from_file(*name.rsplit(":", 1))
+        return _from_file(name)
     if name not in names():
         near = get_close_matches(name, names(), 1)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names())}."
@@ -28,16 +27,10 @@ def load(name: str) -> Method:
     return _only_method(importlib.import_module(f"{__name__}.{name}"), name)
 
 
-def _from_file(path: str, value: str) -> Method:
-    if not Path(path).is_file():
-        raise ConfigError(f"method = {path}:{value} names a file that is not there: {Path(path).resolve()}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    method = getattr(module, value, None)
+def _from_file(name: str) -> Method:
+    method = from_file(name, "method")
     if not isinstance(method, Method):
-        raise ConfigError(f"{path} has no Method called {value!r}.")
+        raise ConfigError(f"method = {name} is a {type(method).__name__}; it must be a streamopd.slots.Method.")
     return method
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.utils.logging import disable_progress_bar
 
 from streamopd.errors import GarbageRecord, TeacherError
 from streamopd.layout import cut_micro_batches, pad_right, predicting_positions
@@ -111,7 +112,8 @@ class LocalTeacher:
             student_Nk = None if student_Mk is None else student_Mk[part]
             chunks.append(_look(logp_NV, completion_M[part], student_Nk, self.stop_ids, request))
         seen = chunks[0] if len(chunks) == 1 else _join(chunks)
-        return list(self._evidence(items, seen, request))
+        columns = _Seen(*(None if column is None else column.numpy() for column in seen))
+        return list(self._evidence(items, columns, request))
 
     def _answer_states(self, items: Sequence[_Item]) -> Tensor:
         """Last hidden states [M, D] at the positions that predict completion tokens, rollouts one after another."""
@@ -198,8 +200,11 @@ def load_teachers(
 
 def load_model(folder: Path, dtype: str) -> PreTrainedModel:
     """The frozen model of an HF folder; TeacherError when it is none, or when its head is more than a matrix product."""
+    disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise TeacherError(f"{folder} is not a model folder that transformers can load: {error}") from error
     model.eval().requires_grad_(False)
@@ -221,7 +226,7 @@ def _refuse_scaled_head(model: PreTrainedModel, folder: Path) -> None:
 
 # ---------------------------------------------------------------- what a chunk of positions says
 class _Seen(NamedTuple):
-    """Columns of N answer tokens: torch inside a batch."""
+    """Columns of N answer tokens: tensors where they are made, numpy where they are packed."""
 
     logprobs: Any            # [N]
     entropy: Any             # [N]
@@ -294,11 +299,11 @@ def _join(chunks: Sequence[_Seen]) -> _Seen:
 
 def _to_topk(part: _Seen, full: bool) -> TopK | None:
     if full:
-        return TopK(None, Array.of(part.support.numpy(), "float32"))
+        return TopK(None, Array.of(part.support, "float32"))
     if not part.ids.shape[1]:
         return None
     width = int((part.ids >= 0).sum(1).max())  # this rollout's fullest row, not the batch's
-    return TopK(Array.of(part.ids[:, :width].numpy(), "int32"), Array.of(part.support[:, :width].numpy(), "float16"))
+    return TopK(Array.of(part.ids[:, :width], "int32"), Array.of(part.support[:, :width], "float16"))
 
 
 # ---------------------------------------------------------------- layout

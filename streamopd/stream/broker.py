@@ -58,6 +58,11 @@ class BatchEntry(Struct, frozen=True):
     body: bytes
     problem: str = ""
 
+    @property
+    def boot(self) -> str:
+        """The life it was closed in: a learner trains batches of its own boot only."""
+        return self.members[0][1].rpartition(".")[0] if self.members else ""
+
 
 class HandOff(Struct, frozen=True):
     """A held entry and the record that follows it."""

@@ -279,11 +279,12 @@ class MemoryBroker:
         return await self._until(look, block_s)
 
     async def close(self, entries: Sequence[Entry], n: int, body: bytes) -> tuple[str, list[str]]:
-        assert 0 < len({e.seq for e in entries}) == len(entries) <= self.limits.groups_per_step, "distinct groups"
+        assert 0 < len(entries) <= self.limits.groups_per_step, "a step is at most groups_per_step groups"
         life = self._life
         if refused := self._guard(entries[0].boot):
             return refused, []
-        stale = [e for e in entries if life.state.get(e.seq) != (e.attempt, Stage.SCORED)]
+        current = {e.seq: e.id for e in reversed(entries) if life.state.get(e.seq) == (e.attempt, Stage.SCORED)}
+        stale = [e for e in entries if current.get(e.seq) != e.id]
         for entry in stale:
             self._drop(Stage.SCORED, entry.id)
         if all(life.state.get(e.seq) == (e.attempt, Stage.BATCHED) for e in entries):

@@ -316,10 +316,10 @@ function scripts.quarantine() quarantine(a.source, a.reason, ARGV[3], a.seq) end
 function scripts.close()
   local refused = guard(a.boot)
   if refused then return {refused} end
-  local stale, batched, waiting = {}, 0, 0
+  local stale, seen, batched, waiting = {}, {}, 0, 0
   for i, seq in ipairs(a.seqs) do
     local now = state(seq)
-    if now ~= at(a.attempts[i], SCORED) then stale[#stale + 1] = a.ids[i] end
+    if seen[seq] or now ~= at(a.attempts[i], SCORED) then stale[#stale + 1] = a.ids[i] else seen[seq] = true end
     if now == at(a.attempts[i], BATCHED) then batched = batched + 1 end
   end
   for _, id in ipairs(stale) do drop(SCORED, id) end

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 WIDTH, HEIGHT = 560, 270
+Marks = Sequence[tuple[str, float]]        # vertical lines: (name, x)
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 44, 40  # margins of the drawing
 MOST_POINTS = 400                          # of a line; more are averaged, nobody can see them
 
@@ -49,21 +50,24 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, y_
 
 
 def bar_chart(
-    title: str, groups: Mapping[str, Mapping[int, float]], x_label: str, y_label: str, marks_at: Mapping[str, float] | None = None
+    title: str, groups: Mapping[str, Mapping[int, float]], x_label: str, y_label: str, bin_width: int = 1, marks: Marks = ()
 ) -> str:
-    """Histograms side by side: name -> {left edge of the bin: height}. `marks_at`: name -> x of a vertical line."""
+    """Histograms side by side: name -> {bin: height}; a bin begins at its key, one of width 1 is centred on it."""
     groups = {name: bins for name, bins in groups.items() if bins}
-    edges = sorted({edge for bins in groups.values() for edge in bins})
-    if not edges:
+    if not groups:
         return empty(title)
-    bin_width = min((b - a for a, b in zip(edges, edges[1:], strict=False)), default=1)
+    shift = bin_width / 2 if bin_width == 1 else 0.0
+    low = min(edge for bins in groups.values() for edge in bins) - shift
+    high = max(edge for bins in groups.values() for edge in bins) - shift + bin_width
     highest = max(height for bins in groups.values() for height in bins.values())
-    right = max(edges[-1] + bin_width, *(x + bin_width / 2 for x in (marks_at or {}).values()), edges[0] + bin_width)
-    x_at, y_at = _scales((edges[0] - bin_width / 2, right), (0.0, highest))
+    x_at, y_at = _scales((low, max([high] + [x + 0.5 for _, x in marks])), (0.0, highest))
     parts = [_axes(x_at, y_at, x_label, y_label)]
     for index, (name, bins) in enumerate(groups.items()):
-        parts += [_bar(name, index, len(groups), edge, bin_width, bins[edge], x_at, y_at) for edge in sorted(bins)]
-    parts += [_vertical(name, x_at(x)) for name, x in (marks_at or {}).items()]
+        for edge in sorted(bins):
+            left, right = (edge - shift + bin_width * (0.08 + 0.84 * part / len(groups)) for part in (index, index + 1))
+            hint = f"{name}, {edge}: {bins[edge]:,.0f}"
+            parts.append(_rect(f"fill s{index}", (x_at(left), x_at(right)), (y_at(bins[edge]), y_at(0)), hint))
+    parts += [_vertical(name, x_at(x)) for name, x in marks]
     return _svg(title, [(name, "bar") for name in groups], parts)
 
 
@@ -75,12 +79,12 @@ def share_chart(title: str, shares: Mapping[str, float], label: str) -> str:
     row = (HEIGHT - TOP - BOTTOM) / max(len(shares), 4)
     parts = []
     for i, (name, share) in enumerate(shares.items()):
-        y = TOP + i * row
-        parts.append(_text(x_at(0) - 8, y + row / 2 + 4, name, "end"))
-        parts.append(f'<rect class="track" x="{x_at(0)}" y="{y + row * 0.2:.1f}" width="{x_at(1) - x_at(0)}" height="{row * 0.6:.1f}" rx="3"/>')
-        parts.append(f'<rect class="fill s0" x="{x_at(0)}" y="{y + row * 0.2:.1f}" width="{max(x_at(share) - x_at(0), 1):.1f}" height="{row * 0.6:.1f}" rx="3"/>')
-        parts.append(_text(x_at(1) + 8, y + row / 2 + 4, f"{share:.0%}", "start"))
-    parts.append(_text((x_at(0) + x_at(1)) / 2, HEIGHT - 10, label, "middle", "label"))
+        top, bottom = TOP + (i + 0.2) * row, TOP + (i + 0.8) * row
+        parts.append(_rect("track", (x_at(0), x_at(1)), (top, bottom), name))
+        parts.append(_rect("fill s0", (x_at(0), x_at(share)), (top, bottom), f"{name}: {share:.1%}"))
+        parts.append(_text(x_at(0) - 8, (top + bottom) / 2 + 4, name, "end"))
+        parts.append(_text(x_at(1) + 8, (top + bottom) / 2 + 4, f"{share:.0%}", "start"))
+    parts.append(_text((x_at(0) + x_at(1)) / 2, HEIGHT - 6, label, "middle", "label"))
     return _svg(title, [], parts)
 
 
@@ -106,7 +110,7 @@ def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[flo
     return means
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
+def ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Round numbers within [low, high], about `about` of them."""
     rough = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -146,21 +150,15 @@ def _curve(line: Line, index: int, x_at: Scale, y_at: Scale) -> str:
     pixels = [(x_at(x), y_at(min(max(y, y_at.low), y_at.high))) for x, y in line.points]
     if line.kind == "dots" or len(pixels) == 1:
         hints = [f"<title>{escape(line.name)}: {y:.3g} at {x:g}</title>" for x, y in line.points]
-        return "".join(
-            f'<circle class="fill s{index}" cx="{x}" cy="{y}" r="5">{hint}</circle>' for (x, y), hint in zip(pixels, hints, strict=True)
-        )
+        dots = zip(pixels, hints, strict=True)
+        return "".join(f'<circle class="fill s{index}" cx="{x}" cy="{y}" r="5">{hint}</circle>' for (x, y), hint in dots)
     path = " ".join(f"{x},{y}" for x, y in pixels)
     return f'<polyline class="line {line.kind} s{index}" points="{path}"/>'
 
 
-def _bar(name: str, index: int, of: int, edge: int, bin_width: float, height: float, x_at: Scale, y_at: Scale) -> str:
-    """Bar `index` of `of` in the bin that is centred on `edge` (width 1) or begins there (wider bins)."""
-    left = edge - bin_width / 2 if bin_width == 1 else edge
-    gap = bin_width * 0.08
-    x, right = (x_at(left + gap + (bin_width - 2 * gap) * part / of) for part in (index, index + 1))
-    hint = f"<title>{escape(name)}, {edge:g}: {height:,.0f}</title>"
-    pixels = f'x="{x}" y="{y_at(height)}" width="{max(right - x, 0.5):.1f}" height="{y_at(0) - y_at(height):.1f}"'
-    return f'<rect class="fill s{index}" {pixels}>{hint}</rect>'
+def _rect(kind: str, x: tuple[float, float], y: tuple[float, float], hint: str) -> str:
+    size = f'width="{max(x[1] - x[0], 0.5):.1f}" height="{y[1] - y[0]:.1f}"'
+    return f'<rect class="{kind}" x="{x[0]:.1f}" y="{y[0]:.1f}" {size} rx="2"><title>{escape(hint)}</title></rect>'
 
 
 def _vertical(name: str, x: float) -> str:
@@ -184,7 +182,7 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
     parts, x = [], float(LEFT)
     for index, (name, kind) in enumerate(entries):
         if kind in ("bar", "dots"):
-            parts.append(f'<rect class="fill s{index}" x="{x}" y="25" width="10" height="10" rx="{5 if kind == "dots" else 2}"/>')
+            parts.append(_rect(f"fill s{index}", (x, x + 10), (25, 35), name))
         else:
             parts.append(f'<line class="line {kind} s{index}" x1="{x}" x2="{x + 14}" y1="30" y2="30"/>')
         parts.append(_text(x + 19, 34, name, "start"))

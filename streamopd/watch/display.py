@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Sample = Mapping[str, str]  # {"prompt", "completion", "correct"} of an Evaluation
 
 PLAIN_EVERY_S = 5.0
-SHOWN_METRICS = ("loss", "kl", "kl_bound", "accuracy", "tokens_per_s")
+SHOWN_METRICS = ("kl", "kl_bound", "accuracy", "age_mean")
 QUIET_EVENTS = ("join", "leave", "swap", "drill")
-HEADLINES = ("accuracy_greedy", "accuracy_sampled", "kl_teacher_student", "kl_student_teacher", "completion_length")
+HEADLINES = ("accuracy_greedy", "accuracy_sampled", KL_HELDOUT)  # with their figures a style
 
 
 class Display:
@@ -178,12 +178,11 @@ def account(summary: Summary) -> str:
 
 def comparison_lines(compared: Mapping[str, Compared]) -> list[str]:
     """A small table: metric, before → after, and the teacher beside them."""
-    names = [name for name in HEADLINES if name in compared]
+    names = [name for headline in HEADLINES for name in compared if name.partition("/")[0] == headline]
     if not names:
         return ["  (nothing was evaluated)"]
-    words = {KL_HELDOUT: "KL(teacher‖student)", "kl_student_teacher": "KL(student‖teacher)"}
-    width = max(len(words.get(name, name)) for name in names)
-    return [f"  {words.get(name, name):<{width}}  {_compare(compared[name])}" for name in names]
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {_compare(compared[name])}" for name in names]
 
 
 def number(value: float | None) -> str:

@@ -18,6 +18,12 @@ from streamopd.watch.journal import read, write_atomically
 from streamopd.watch.style import CSS
 from streamopd.watch.summary import Compared, Summary, add_histograms, compare, idle_fraction, teacher_figures
 
+HEADLINES = {
+    "accuracy_greedy": "held-out accuracy, greedy",
+    "accuracy_sampled": "held-out accuracy, sampled",
+    summary.KL_HELDOUT: "held-out KL(teacher‖student), nats a token",
+}
+LENGTH_BIN = 4  # of StepDone's length histograms
 MOST_EVENTS = 200
 EVERYDAY_EVENTS = ("swap",)
 Lines = Sequence[Mapping[str, Any]]
@@ -61,12 +67,8 @@ def _tiles(account: Summary | None, evaluations: Sequence[Evaluation]) -> str:
     """The handful of numbers that a person looks for first."""
     found = compare(evaluations)
     tiles = [
-        _tile(words, f"{number(of.before)} → {number(of.after)}", f"teacher {number(of.teacher)}" if of.teacher is not None else "")
-        for name, words in (
-            ("accuracy_greedy", "held-out accuracy, greedy"),
-            ("accuracy_sampled", "held-out accuracy, sampled"),
-            (summary.KL_HELDOUT, "held-out KL(teacher‖student), nats a token"),
-        )
+        _tile(words, f"{number(of.before)} → {number(of.after)}", "" if of.teacher is None else f"teacher {number(of.teacher)}")
+        for name, words in HEADLINES.items()
         if (of := found.get(name))
     ]
     if account:
@@ -100,8 +102,7 @@ def _distance_chart(metrics: Lines) -> str:
     exact = any("kl" in line["metrics"] for line in metrics)
     name, words = ("kl", "Distance from the teacher") if exact else ("kl_bound", "Distance from the teacher (lower bound)")
     points = _curve(metrics, name) or _curve(metrics, "loss")
-    lines = [chart.Line("each step", points), chart.Line("mean of 20", chart.smooth(points, 20))]
-    return chart.line_chart(words, lines, "step", "nats a token")
+    return chart.line_chart(words, [chart.Line(name, points)], "step", "nats a token")
 
 
 def _accuracy_chart(metrics: Lines, evaluations: Sequence[Evaluation]) -> str:
@@ -120,8 +121,9 @@ def _accuracy_chart(metrics: Lines, evaluations: Sequence[Evaluation]) -> str:
 
 def _age_chart(metrics: Lines, config: Config | None) -> str:
     ages = add_histograms(line.get("age_steps", {}) for line in metrics)
-    cap = {"age cap": config.max_age_steps + 0.5} if config and config.max_age_steps else None
-    return chart.bar_chart("Age of trained tokens", {"tokens": ages}, "steps between writing and training", "tokens", cap)
+    cap = [("age cap", config.max_age_steps + 0.5)] if config else []
+    words = "steps between writing and training"
+    return chart.bar_chart("Age of trained tokens", {"tokens": ages}, words, "tokens", marks=cap)
 
 
 def _length_chart(metrics: Lines) -> str:
@@ -129,21 +131,21 @@ def _length_chart(metrics: Lines) -> str:
         name: add_histograms(line.get(key, {}) for line in metrics)
         for name, key in (("trained", "trained_lengths"), ("dropped", "dropped_lengths"))
     }
-    return chart.bar_chart("Length of answers", lengths, "tokens", "answers")
+    return chart.bar_chart("Length of answers", lengths, "tokens", "answers", bin_width=LENGTH_BIN)
 
 
 def _throughput_chart(metrics: Lines) -> str:
-    """Tokens trained a second, over stretches of a sixtieth of the run's time."""
+    """Tokens trained a second since the first step, over stretches of equal length."""
     if len(metrics) < 2:
         return chart.empty("Throughput")
     begin_s, end_s = metrics[0]["born_s"], metrics[-1]["born_s"]
-    stretch_s = max((end_s - begin_s) / 60, 1e-9)
-    tokens: dict[int, float] = {}
-    for line in metrics[1:]:  # the first step's tokens were made before the clock here starts
-        slot = min(int((line["born_s"] - begin_s) / stretch_s), 59)
-        tokens[slot] = tokens.get(slot, 0.0) + line["metrics"].get("tokens_trained", 0.0)
-    points = [((slot + 0.5) * stretch_s, tokens.get(slot, 0.0) / stretch_s) for slot in range(60)]
-    return chart.line_chart("Throughput", [chart.Line("tokens", points)], "seconds since the first step", "tokens trained a second")
+    stretches = max(1, min(60, len(metrics) // 4))
+    stretch_s = max((end_s - begin_s) / stretches, 1e-9)
+    tokens = [0.0] * stretches
+    for line in metrics[1:]:  # the first step's tokens were made before this clock starts
+        tokens[min(int((line["born_s"] - begin_s) / stretch_s), stretches - 1)] += line["metrics"].get("tokens_trained", 0.0)
+    curve = chart.Line("tokens", [((i + 0.5) * stretch_s, count / stretch_s) for i, count in enumerate(tokens)])
+    return chart.line_chart("Throughput", [curve], "seconds since the first step", "tokens trained a second")
 
 
 def idle_shares(metrics: Lines, events: Lines) -> dict[str, float]:
@@ -155,7 +157,7 @@ def idle_shares(metrics: Lines, events: Lines) -> dict[str, float]:
         if event["kind"] == "join":
             joined[event["source"]] = event["born_s"]
         elif event["kind"] == "leave" and event["source"] in joined and "wait_s" in event.get("data", {}):
-            service = event["source"].rpartition("-")[0]
+            service = event["source"].partition("-")[0]  # "teacher-0-21172": service, replica, process
             waited[service] = waited.get(service, 0.0) + event["data"]["wait_s"]
             alive[service] = alive.get(service, 0.0) + event["born_s"] - joined.pop(event["source"])
     shares = {service: min(waited[service] / alive[service], 1.0) for service in waited if alive[service] > 0}
@@ -197,8 +199,8 @@ def _account_table(account: Summary | None) -> str:
 
 
 def _events_table(events: Lines) -> str:
-    told = [event for event in events if event["kind"] not in EVERYDAY_EVENTS]
-    begin_s = events[0]["born_s"] if events else 0.0
+    told = sorted((e for e in events if e["kind"] not in EVERYDAY_EVENTS), key=lambda e: e["born_s"])
+    begin_s = told[0]["born_s"] if told else 0.0
     rows = [(f"{e['born_s'] - begin_s:.1f} s", e["kind"], e["source"], e.get("text", "")) for e in told[-MOST_EVENTS:]]
     left_out = len(told) - len(rows)
     before = f"<p>{left_out:,} earlier events are in events.jsonl.</p>" if left_out > 0 else ""

@@ -8,6 +8,7 @@ from streamopd.schemas import Heartbeat
 from streamopd.stream.broker import Counters
 
 SILENT_S = 10.0   # heartbeats come every second
+FORGOTTEN_S = 60.0
 STALLED_S = 10.0  # work in hand and no progress for so long is worth a sentence
 
 # downstream first: (groups of this stage, what people call them, who works on them)
@@ -21,11 +22,12 @@ STATIONS = (
 
 def status_lines(counters: Counters, beats: Sequence[Heartbeat], now_s: float) -> list[str]:
     """Sentences for people, the bottleneck first; `now_s` on the clock of the heartbeats."""
-    alive = [beat for beat in beats if beat.state != "left"]
-    lines = [bottleneck_line(counters, alive, now_s)]
+    here = [beat for beat in beats if beat.state != "left"]
+    alive = [beat for beat in here if now_s - beat.born_s <= SILENT_S]
+    lines = [bottleneck_line(counters, alive, here, now_s)]
     lines += [behind_line(beat, counters.weights_n) for beat in alive if beat.state == "behind"]
-    lines += [f"{b.instance}: no heartbeat for {now_s - b.born_s:.0f} s" for b in alive if now_s - b.born_s > SILENT_S]
-    lines += [f"{b.instance} waits for {b.waits_for}" for b in alive if b.state == "waiting" and b.waits_for]
+    lines += [f"{beat.instance}: no heartbeat for {now_s - beat.born_s:.0f} s" for beat in _missed(here, alive, now_s)]
+    lines += [f"{beat.instance} waits for {beat.waits_for}" for beat in alive if beat.state == "waiting" and beat.waits_for]
     return lines
 
 
@@ -43,12 +45,13 @@ def bottleneck(counters: Counters) -> tuple[str, int, str]:
     return (service, inflight[stage], what) if inflight.get(stage) else ("feeder", 0, "prompts")
 
 
-def bottleneck_line(counters: Counters, alive: Sequence[Heartbeat], now_s: float) -> str:
-    """The one sentence that `status` opens with."""
+def bottleneck_line(counters: Counters, alive: Sequence[Heartbeat], here: Sequence[Heartbeat], now_s: float) -> str:
+    """The one sentence that `status` opens with. `here`: all that have not left, the silent ones too."""
     if counters.end == "closed":
-        return f"The run has ended after {counters.steps} steps."
+        measuring = "; the evaluator looks at the student" if any(beat.service == "evaluator" for beat in alive) else ""
+        return f"The run has ended after {counters.steps} steps{measuring}."
     service, waiting, what = bottleneck(counters)
-    workers = [beat for beat in alive if beat.service == service]
+    workers = [beat for beat in alive if beat.service == service] or [beat for beat in here if beat.service == service]
     if not workers:
         return f"No {service} is alive" + (f", and {waiting} {what} wait for one." if waiting else ".")
     slowest = min(workers, key=moved_s)
@@ -71,6 +74,13 @@ def behind_line(beat: Heartbeat, newest: int) -> str:
 def moved_s(beat: Heartbeat) -> float:
     """When its progress last moved, as it says itself; a beat that does not say so counts as movement."""
     return beat.counters.get("moved_s", beat.born_s)
+
+
+def _missed(here: Sequence[Heartbeat], alive: Sequence[Heartbeat], now_s: float) -> list[Heartbeat]:
+    """The silent, but for those gone for long whose work somebody else does."""
+    replaced = {beat.service for beat in alive}
+    silent = [beat for beat in here if beat not in alive]
+    return [beat for beat in silent if beat.service not in replaced or now_s - beat.born_s <= FORGOTTEN_S]
 
 
 def _waits(beat: Heartbeat) -> str:

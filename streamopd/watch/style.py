@@ -11,11 +11,11 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 sy
 main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0; } h2 { font-size: 17px; margin: 34px 0 10px; }
 header p { color: var(--dim); margin: 4px 0 18px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(175px, 1fr)); gap: 12px; margin-bottom: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px; margin-bottom: 12px; }
 .tile, figure { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; }
 .tile { padding: 12px 14px; display: flex; flex-direction: column; gap: 3px; }
 .tile span, .tile small { color: var(--dim); font-size: 12.5px; }
-.tile strong { font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; margin-top: auto; white-space: nowrap; }
+.tile strong { font-size: 19px; font-weight: 600; margin-top: auto; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 12px; }
 figure { margin: 0; padding: 14px 16px 8px; }
 .chart { width: 100%; height: auto; display: block; }

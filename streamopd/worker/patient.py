@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import stamina
@@ -26,18 +25,17 @@ class PatientBroker:
             return target
 
         async def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await target(*args, **kwargs)
+            except StreamError:
+                self.faults += 1
             async for attempt in stamina.retry_context(
-                on=self._count, timeout=self._patience_s, attempts=None, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1
+                on=StreamError, timeout=self._patience_s, attempts=None, wait_initial=0.1, wait_max=2.0, wait_jitter=0.1
             ):
                 with attempt:
-                    return await cast(Callable[..., Awaitable[Any]], target)(*args, **kwargs)
+                    return await target(*args, **kwargs)
 
         return call
-
-    def _count(self, error: Exception) -> bool:
-        lost = isinstance(error, StreamError)
-        self.faults += lost
-        return lost
 
 
 def patient(broker: Broker, patience_s: float = 120.0) -> Broker:

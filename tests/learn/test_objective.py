@@ -264,5 +264,5 @@ def test_overlap_counts_ids_in_both_top_ks() -> None:
 
 
 def test_a_vocabulary_of_another_size_is_refused_with_both_sizes() -> None:
-    with pytest.raises(ValueError, match="4 ids, the student of 3"):
+    with pytest.raises(ValueError, match="speaks of 4 ids, the student of 3"):
         judge(torch.zeros(1, 3), Target(NO_SAMPLE, torch.zeros(1, 4)), method_of(FullVocabulary(), ReverseKL()), ())

@@ -194,6 +194,20 @@ def test_a_loss_that_is_no_number_names_batch_and_answer_and_steps_nothing(
     assert same_bits(before, snapshot(trainer))
 
 
+def test_an_id_beyond_the_students_vocabulary_is_refused_with_both_numbers(
+    tied: Path, open_trainer: TrainerOpener, make_batch: BatchMaker
+) -> None:
+    with pytest.raises(GarbageRecord, match=r"Id \d+ came .* the student knows 19"):
+        open_trainer(tied, UNION).train(make_batch(0, method=UNION, vocab=300))
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_for_whole_distributions(
+    untied: Path, open_trainer: TrainerOpener, make_batch: BatchMaker
+) -> None:
+    with pytest.raises(UserError, match="speaks of 19 ids, the student of 300"):
+        open_trainer(untied).train(make_batch(0, vocab=19))
+
+
 def test_a_gradient_without_a_norm_steps_nothing(
     untied: Path, open_trainer: TrainerOpener, make_batch: BatchMaker
 ) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamopd.config import Data
@@ -18,6 +18,7 @@ seeds = st.integers(0, 1 << 31)
 seqs = st.integers(0, 1 << 40)
 
 
+@settings(max_examples=30)
 @given(seeds, st.lists(seqs, min_size=1, max_size=5))
 def test_a_question_depends_on_seed_and_seq_alone(seed: int, asked: list[int]) -> None:
     one, other = open_dataset(CHAIN, seed, 1), open_dataset(CHAIN, seed, 3)
@@ -34,6 +35,7 @@ def test_a_held_out_question_is_never_issued(seed: int, seq: int) -> None:
     assert question.text not in {held.text for held in dataset.heldout}
 
 
+@settings(max_examples=20)
 @given(seeds)
 def test_the_held_out_questions_are_the_same_for_every_seed(seed: int) -> None:
     assert open_dataset(CHAIN, seed, 1).heldout == open_dataset(CHAIN, 0, 1).heldout

@@ -13,11 +13,11 @@ from tests.run.runs import no_process_is_left, overrides, streamopd
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["learn.lerning_rate=1"], "Unknown key learn.lerning_rate. Did you mean learn."),
+        (["learn.max_step=1"], "Unknown key learn.max_step. Did you mean learn.max_steps?"),
         (["student.model=nowhere"], "nowhere"),
         (["teachers.default.model=asset:quickstart-techer"], "asset:quickstart-teacher"),
         (["data.train=chain-summ"], "chain-sum"),
-        (["data.train=missing.jsonl"], "missing.jsonl"),
+        (["data.train=missing.jsonl", "data.options={}"], "missing.jsonl"),
         (["method=defualt"], "Did you mean 'default'?"),
         (["data.grader=wrong"], "wrong"),
     ],
@@ -32,7 +32,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path, setti
 
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    answer = streamopd("run", "quickstart", "--out", str(tmp_path / "run"), *overrides(f"data.train={tmp_path / 'empty.jsonl'}"))
+    answer = streamopd("run", "quickstart", "--out", str(tmp_path / "run"), *overrides(f"data.train={tmp_path / 'empty.jsonl'}", "data.options={}"))
     assert answer.returncode == 2
     assert "empty.jsonl" in answer.stderr
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -59,6 +59,7 @@ class Setup:
     stop_at_move: int = 10**9                         # Ctrl-C
     skip_weights: bool = False                        # the learner may find no free weight slot
     moves: int = 8000
+    rate: float = 0.03                                # faults a move, while the budget lasts
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Actor:
     name: str
     life: Service
     line: Flaky
-    holds: set[str] = field(default_factory=set)  # names of streams it may hold entries in
+    pace: float
 
 
 class Flaky:
@@ -118,6 +119,7 @@ class World:
         self.actors: list[Actor] = []
         self.snapshots: list[Any] = []
         self.digests: dict[tuple[str, int], int] = {}       # (boot, batch) -> weights it gave
+        self.short: dict[str, int] = {}                     # boot -> its batch that was smaller than a step
         self.excuse = True                                  # a rebuild is called for
         self.innocent_kills = 0                             # kills that no poison explains
         self.stopping = False
@@ -129,7 +131,8 @@ class World:
         self.births += 1
         line = Flaky(await self.bench.client())
         name = f"{kind}-{self.births}"
-        self.actors.append(Actor(kind, name, SERVICES[kind](self, line, name), line))
+        pace = self.random.choice([0.2, 1, 1, 3])
+        self.actors.append(Actor(kind, name, SERVICES[kind](self, line, name), line, pace))
 
     async def play(self) -> Counter[str]:
         """From the first start to the end; Violation with the last moves otherwise."""
@@ -139,7 +142,7 @@ class World:
         try:
             for move in range(setup.moves):
                 self.stopping = self.stopping or move >= setup.stop_at_move
-                if self.budget and self.random.random() < 0.03:
+                if self.budget and self.random.random() < setup.rate:
                     await self.fault()
                 await self.move()
                 if self.done:
@@ -153,7 +156,7 @@ class World:
     check_every = 1
 
     async def move(self) -> None:
-        actor = self.random.choices(self.actors, [self.pace(a) for a in self.actors])[0]
+        actor = self.random.choices(self.actors, [a.pace for a in self.actors])[0]
         try:
             self.log.append(actor.name)
             await actor.life.__anext__()
@@ -164,12 +167,8 @@ class World:
         except Killed:
             await self.kill(actor)
 
-    def pace(self, actor: Actor) -> float:
-        singleton = actor.kind in ("feeder", "packer", "learner")
-        return 0.2 if singleton and self.others(actor) and actor is self.others(actor, True)[0] else 1.0  # zombies linger
-
-    def others(self, actor: Actor, me: bool = False) -> list[Actor]:
-        return [a for a in self.actors if a.kind == actor.kind and (me or a is not actor)]
+    def others(self, actor: Actor) -> list[Actor]:
+        return [a for a in self.actors if a.kind == actor.kind and a is not actor]
 
     async def kill(self, actor: Actor) -> None:
         """SIGKILL, and its supervisor starts another; what it held goes stale."""
@@ -353,6 +352,7 @@ async def generator(world: World, broker: Any, name: str) -> Service:
                 settle(held, behind, ["done"] * len(behind))
                 yield
             ready = [e for e in ready if e.id in held and not e.problem]
+            need(all(e.body == b"p%d" % e.seq for e in ready), "a prompt under another seq")
             poisoned(world, "generator", ready)
             if ready:
                 settle(held, ready, await broker.hand([HandOff(e, answer(e.seq, served)) for e in ready]))
@@ -437,9 +437,7 @@ async def packer(world: World, broker: Any, name: str) -> Service:
                            else broker.fate(entry, Fate.FILTERED, "asked"))
                     del buffer[entry.id]
                     yield
-            waiting = sum(seen.inflight.get(stage, 0) for stage in ("issued", "generated", "scored"))
-            last = seen.end == "drain" and waiting == len(buffer)
-            if buffer and (len(buffer) == broker.limits.groups_per_step or last):
+            if buffer and (len(buffer) == broker.limits.groups_per_step or seen.end == "drain"):
                 members = list(buffer.values())
                 body = msgspec.json.encode([msgspec.json.decode(e.body) for e in members])
                 word, stale = await broker.close(members, seen.batchno, body)
@@ -564,7 +562,7 @@ class Learner:
         world, broker = self.world, self.broker
         batch = await broker.batch(self.n, "learner")
         yield
-        if batch is None:
+        if batch is None or batch.boot != self.boot:
             return
         starts = await broker.start_batch(self.boot, self.lineage, self.n)
         yield
@@ -603,6 +601,9 @@ class Learner:
         world, limits = self.world, self.broker.limits
         groups = msgspec.json.decode(batch.body, type=list[tuple[int, int, int]])
         need([g[0] for g in groups] == [seq for seq, _ in batch.members], "a batch whose body is not its members")
+        if len(groups) < limits.groups_per_step:
+            world.short[self.boot] = self.n
+        need(self.n <= world.short.get(self.boot, self.n), f"step {self.n} after the short last one")
         need(not {g[0] for g in groups} & set(self.record), f"I2: batch {groups} overlaps the record")
         fates, kept = [], []
         for (seq, version, digest), (_, attempt) in zip(groups, batch.members, strict=True):
@@ -630,14 +631,17 @@ class Learner:
         self.base = (self.lineage, self.n)
         self.world.save(self.base, Checkpoint(self.boot, self.digest, dict(self.record), self.trained))
         yield
-        while True:
+        word, boot = "amnesia", self.boot
+        while word == "amnesia" and self.boot == boot:
             try:
                 word = await self.broker.commit(self.boot, self.lineage, self.base, list(self.record))
-                break
+                yield
+                if word == "amnesia":
+                    async for _ in self.lost():
+                        yield
             except StreamError:
                 yield
         self.leave_if(word)
-        yield
 
     def adopt(self, fates: dict[int, str]) -> None:
         """The others' fates; what I trained I know better."""
@@ -664,7 +668,3 @@ FAULTS: dict[str, Any] = {
     "wipe": World.wipe, "restart": World.restart, "roll back": World.roll_back,
     "lose checkpoint": World.lose_checkpoint, "spoil": World.spoil,
 }
-
-
-def replace_setup(setup: Setup, **changes: Any) -> Setup:
-    return replace(setup, **changes)

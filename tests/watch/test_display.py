@@ -56,10 +56,10 @@ def test_a_terminal_gets_the_panel_with_name_strip_and_who_waits(monkeypatch):
     out = Terminal()
     display = Display("quickstart", 500, out)
     display.update(FLOW, BEATS, {}, 1.0)
-    display.update(FLOW, [*BEATS, beating("learner-0", "waiting", "batches")], {"loss": 0.25}, 2.0)
+    display.update(FLOW, [*BEATS, beating("learner-0", "waiting", "batches")], {"kl_bound": 0.25}, 2.0)
     display.stop()
     assert "quickstart" in out.getvalue()
-    assert "loss 0.25" in out.getvalue()
+    assert "kl_bound 0.25" in out.getvalue()
     assert "learner-0 waits for batches" in out.getvalue()
 
 
@@ -115,3 +115,8 @@ def test_numbers_are_short():
 
 def test_a_run_without_a_last_step_shows_no_goal():
     assert strip(FLOW, 0).endswith("step 7")
+
+
+def test_each_style_follows_its_headline():
+    found = {name: Compared(0.0, 0.95, None) for name in ("accuracy_greedy", "truncated_ratio", "accuracy_greedy/json")}
+    assert [line.split()[0] for line in comparison_lines(found)] == ["accuracy_greedy", "accuracy_greedy/json"]

@@ -20,7 +20,7 @@ def counters(end: str = "", steps: int = 7, weights_n: int = 7, **inflight: int)
 
 def beat(instance: str, state: str = "working", waits_for: str = "", quiet_s: float = 0.0, **facts) -> Heartbeat:
     return Heartbeat(
-        service=instance.rpartition("-")[0], instance=instance, pid=1, progress=5, state=state, waits_for=waits_for,
+        service=instance.partition("-")[0], instance=instance, pid=1, progress=5, state=state, waits_for=waits_for,
         born_s=facts.pop("born_s", NOW_S), counters={"moved_s": NOW_S - quiet_s}, **facts,
     )
 
@@ -79,10 +79,29 @@ def test_a_silent_instance_is_told_from_a_slow_one():
     assert "packer-0: no heartbeat for 40 s" in lines
 
 
+def test_a_stopped_process_is_the_bottleneck_although_it_is_silent():
+    frozen = beat("teacher-0", quiet_s=14, born_s=NOW_S - 14)
+    assert status_lines(counters(generated=64), [frozen, beat("learner-0")], NOW_S)[:2] == [
+        "teacher-0 is the bottleneck: no progress for 14 s while 64 rollouts wait",
+        "teacher-0: no heartbeat for 14 s",
+    ]
+
+
+def test_a_killed_process_that_was_replaced_is_forgotten():
+    killed, its_heir = beat("teacher-0-17", quiet_s=90, born_s=NOW_S - 90), beat("teacher-0-18")
+    lines = status_lines(counters(generated=64), [killed, its_heir], NOW_S)
+    assert lines == ["teacher is the bottleneck: 64 rollouts in front of it"]
+
+
 def test_a_starting_service_is_waited_for_not_blamed():
     assert status_lines(counters(generated=64), [beat("teacher-0", state="starting", quiet_s=30)], NOW_S)[0] == (
         "teacher-0 is starting; everything waits for it."
     )
+
+
+def test_after_the_end_only_the_evaluator_is_waited_for():
+    lines = status_lines(counters(end="closed"), [beat("evaluator-0")], NOW_S)
+    assert lines == ["The run has ended after 7 steps; the evaluator looks at the student."]
 
 
 def test_an_ended_run_blames_nobody():

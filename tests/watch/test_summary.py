@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamopd.schemas import Evaluation, Heartbeat
@@ -67,6 +67,7 @@ def test_tokens_steps_and_ages_are_summed_over_the_steps():
     assert summary.age_steps == Ages(mean=0.16, p95=1.0, max=4.0)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 20), st.integers(1, 50), min_size=1))
 def test_the_95th_percentile_age_leaves_at_most_a_twentieth_of_the_tokens_above_it(tokens_by_age):
     p95 = ages(tokens_by_age).p95
