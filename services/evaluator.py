@@ -8,8 +8,9 @@ from pathlib import Path
 
 from streamopd.assets import resolve
 from streamopd.evaluate.heldout import Heldout, accuracy, kl_heldout, shown, student_context, teacher_context
-from streamopd.generate.engine import Engine, Request
-from streamopd.generate.open import open_engine
+from streamopd.evaluate.text import text_perplexity
+from streamopd.generate.engine import Request
+from streamopd.generate.hf import HFEngine
 from streamopd.grade.graders import choose
 from streamopd.grade.graders import load as load_grader
 from streamopd.prompts.open import open_questions
@@ -78,7 +79,7 @@ class Exam:
         self.tokenizer = Tokenizer.open(student)
         self.prompts = [renderer.prompt(i, question) for i, question in enumerate(dataset.heldout)]
         self.grader = load_grader(choose(config.data.grader, config.data.train))
-        self.engines: dict[Path, Engine] = {}
+        self.engines: dict[Path, HFEngine] = {}
         self.teacher_answers: dict[str, Heldout] = {}
 
     @property
@@ -105,9 +106,11 @@ class Exam:
         if self.config.evaluate.sampled:
             sampled = self._sit(engine, self.prompts, greedy=False)
             metrics |= sampled.metrics | self._distance(engine, sampled)
+        if self.tokenizer.has_chat_template:  # a model of language: what did it do to plain text?
+            metrics["text_perplexity"] = text_perplexity(engine.model, self.tokenizer.encode)
         return self._evaluation("student", n, metrics, greedy)
 
-    def _distance(self, engine: Engine, sampled: Heldout) -> dict[str, float]:
+    def _distance(self, engine: HFEngine, sampled: Heldout) -> dict[str, float]:
         """KL both ways, each on its author's own samples."""
         for teacher_id in self.teacher_ids:
             if teacher_id not in self.teacher_answers:
@@ -116,7 +119,7 @@ class Exam:
         theirs = [answer for name in self.teacher_ids for answer in self.teacher_answers[name].answers]
         return kl_heldout(engine.model, teachers, theirs, sampled.answers)
 
-    def _sit(self, engine: Engine, prompts: list[Prompt], greedy: bool, teacher: bool = False) -> Heldout:
+    def _sit(self, engine: HFEngine, prompts: list[Prompt], greedy: bool, teacher: bool = False) -> Heldout:
         engine.temperature = 0.0 if greedy else (self.config.generator.temperature or 1.0)
         return accuracy(
             engine, Request, prompts, self._grade, self.tokenizer.decode, kind="greedy" if greedy else "sampled",
@@ -126,14 +129,14 @@ class Exam:
     def _grade(self, asked: list[tuple[Prompt, str, bool]]) -> list[Outcome | None]:
         return [self.grader(*answer) for answer in asked]
 
-    def _engine(self, folder: Path) -> Engine:
+    def _engine(self, folder: Path) -> HFEngine:
         if folder not in self.engines:
             self.engines[folder] = self._open(folder)
         return self.engines[folder]
 
-    def _open(self, folder: Path) -> Engine:
-        return open_engine(
-            "hf", folder=folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=self.config.student.dtype,
+    def _open(self, folder: Path) -> HFEngine:
+        return HFEngine(
+            folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=self.config.student.dtype,
             max_inflight=self.config.evaluate.batch_size,
         )
 

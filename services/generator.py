@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from streamopd.grade.graders import choose
-from streamopd.grade.pool import GradingPool
 
 from streamopd.assets import resolve
 from streamopd.errors import SwapRefused
 from streamopd.generate.engine import Answer, Engine, Request
 from streamopd.generate.open import open_engine
+from streamopd.grade.graders import choose
+from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Prompt, Weights
 from streamopd.sync.drill import drill
@@ -29,7 +29,7 @@ async def main(run: Run, worker: Worker) -> None:
     engine = open_engine(run.config.generator.engine, **engine_values(run, tokenizer))
     if run.config.sync.drill:
         found = await worker.compute(drill, engine, student, run.weights_dir, run.id, run.config.student.dtype)
-        await worker.emit("drill", str(found))
+        await worker.emit("drill", f"swap drill: log-probs moved by {found.moved:.2g} nats, {found.error:.1g} from a plain forward")
     data = run.config.data
     graders = GradingPool(choose(data.grader, data.train), run.config.generator.grade_timeout_s, workers=0 if worker.inline else 1)
     desk = Desk(run, worker, engine, tokenizer, graders)
@@ -112,7 +112,7 @@ class Desk:
             group_id = answer.request.id.rpartition(".")[0]
             if group_id not in self.writing:
                 continue
-            lease, got = self.writing[group_id]
+            got = self.writing[group_id][1]
             got.append(answer)
             self._count("tokens", len(answer.completion_ids))
             if len(got) == self.run.config.group_size:

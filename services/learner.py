@@ -68,7 +68,8 @@ def open_trainer(run: Run) -> Trainer:
 
 async def train(run: Run, worker: Worker, lineage: Lineage, trainer: Trainer) -> None:
     """The loop: wait for batch n, train it, publish, write it down; a checkpoint now and then."""
-    metrics, samples = Journal(run.folder / "metrics.jsonl"), SampleLog(run.folder / "samples.jsonl")
+    decoder = Tokenizer.open(resolve(run.config.student.model)).decode
+    metrics, samples = Journal(run.folder / "metrics.jsonl"), SampleLog(run.folder / "samples.jsonl", decode=decoder)
     waited_s = 0.0
     while True:
         counters = await worker.broker.counters()

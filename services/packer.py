@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+from streamopd.assets import resolve
 from streamopd.pack.close import to_batch
 from streamopd.pack.filters import keep_accepted, refusal, refusals
+from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Fate, Scored, encode
 from streamopd.stream import Counters
 from streamopd.topology import Stage
@@ -16,7 +18,7 @@ from streamopd.worker.worker import singleton
 
 async def main(run: Run, worker: Worker) -> None:
     """Sweep what is scored, filter, and close a batch when a step is full or the flight is at its end."""
-    samples = SampleLog(run.folder / "samples.jsonl")
+    samples = SampleLog(run.folder / "samples.jsonl", decode=Tokenizer.open(resolve(run.config.student.model)).decode)
     buffer: list[Lease[Scored]] = []
     try:
         async with singleton(worker):

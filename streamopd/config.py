@@ -93,7 +93,7 @@ class Learn(Section, frozen=True):
 
     lr: float = 1e-5
     max_steps: int = 0                   # 0 = until the data ends
-    passes: int = 1                      # over finite data when max_steps is 0
+    passes: int = 1                      # over finite data; only when max_steps is 0
     groups_per_step: int = 64
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0

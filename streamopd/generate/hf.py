@@ -29,7 +29,7 @@ from .ledger import Ledger
 Swap = Callable[[torch.nn.Module, Weights, Path], object]  # copies verified weights into a live model, or raises
 
 JOIN_FRACTION = 0.25     # of the slots empty before others join: a fill costs a forward of its own
-COMPACT_FRACTION = 0.8   # of the rows alive, at most, before the others close up
+COMPACT_FRACTION = 0.8   # of the rows alive, at most, before they close up; who waits would rather fill the gaps
 
 
 class HFEngine:
@@ -102,7 +102,7 @@ class HFEngine:
         started = time.perf_counter()
         self._swap(self.model, manifest, weights_dir)
         loaded = time.perf_counter()
-        self.version = manifest.n
+        self.version = manifest.n; self.version
         self._ledger.turn(manifest.n, self._kv)
         if self._kv == "recompute":
             self._fill(np.flatnonzero(self._ledger.live).tolist())
@@ -146,7 +146,7 @@ class HFEngine:
             joining = [self._waiting.popleft() for _ in range(min(empty, len(self._waiting)))]
             self._decoder.make_room(max(len(request.prompt_ids) + request.max_new for request in joining))
             self._fill(self._ledger.seat(joining, self.version))
-        elif 0 < live <= COMPACT_FRACTION * self._ledger.rows:
+        elif not self._waiting and 0 < live <= COMPACT_FRACTION * self._ledger.rows:
             sources, targets = self._ledger.gaps()
             self._decoder.move(sources, targets, int(self._ledger.lengths.max()))
             self._ledger.move(sources, targets)

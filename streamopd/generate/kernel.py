@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HEAD = 1024  # most nuclei lie within so many ids, and finding those is far cheaper than sorting a vocabulary
+
 
 def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """(ids_B, logp_B): a token a row, and its log-probability under the kernel that drew it.
@@ -28,10 +30,12 @@ def kernel_logp(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
     logp_BV = (logits_BV if temperature == 1 else logits_BV / temperature).log_softmax(-1)
     if top_p >= 1:
         return logp_BV
-    sorted_BV = logp_BV.sort(-1, descending=True).values
-    mass_BV = sorted_BV.exp()
-    inside_BV = mass_BV.cumsum(-1) - mass_BV < top_p
-    least_B1 = sorted_BV.gather(-1, inside_BV.sum(-1, keepdim=True) - 1)
+    sorted_BK = logp_BV.topk(min(HEAD, logp_BV.shape[-1]), -1).values
+    if sorted_BK.exp().sum(-1).min() < top_p:  # a flat row: its nucleus is wider than the head
+        sorted_BK = logp_BV.sort(-1, descending=True).values
+    mass_BK = sorted_BK.exp()
+    inside_BK = mass_BK.cumsum(-1) - mass_BK < top_p
+    least_B1 = sorted_BK.gather(-1, (inside_BK.sum(-1, keepdim=True) - 1).clamp_(min=0))
     return logp_BV.masked_fill(logp_BV < least_B1, -torch.inf).log_softmax(-1)
 
 

@@ -108,20 +108,25 @@ class Lineage:
             return "already"  # a replayed step: its weights are the same, bit for bit, and out already
         manifest = await self.publish(self.boot, self.n)
         named = [(seq, attempt, fate) for (seq, attempt), fate in zip(entry.members, fates, strict=True)]
-        answer = await self.broker.step(self.boot, self.number, self.n, manifest, named)
-        if self._heed(answer) == "amnesia":
-            await self.recover()
+        answer = await self._in_this_life(lambda: self.broker.step(self.boot, self.number, self.n, manifest, named))
         self.steps = max(self.steps, self.n)
         return answer
 
-    async def recover(self) -> None:
-        """The broker is not the life I speak of: stamp it again where nothing can be lost, else rebuild from memory."""
+    async def recover(self) -> bool:
+        """The broker is not the life I speak of: stamp it again where nothing can be lost (True), else rebuild from memory."""
         self._still_newest()
         now = await self.broker.counters()
         if now.boot == self.boot and self.restamp:
-            self._heed(await self.broker.lead(self.boot, self.number, True))
-        else:
-            await self.rebuild()
+            return self._heed(await self.broker.lead(self.boot, self.number, True)) == "done"
+        await self.rebuild()
+        return False
+
+    async def _in_this_life(self, call: Callable[[], Awaitable[str]]) -> str:
+        """Make a call, and again when the broker only awaited its stamp; after a rebuild it has no object any more."""
+        while self._heed(answer := await call()) == "amnesia":
+            if not await self.recover():
+                break
+        return answer
 
     # ---------------------------------------------------------------- checkpoint and end
     async def checkpoint(self) -> None:
@@ -130,13 +135,13 @@ class Lineage:
         self.record.update({seq: fate for seq, fate in others.items() if fate not in OWN})
         self._save(done=False)
         known = [seq for seq in others if seq in self.record]
-        answer = await self.broker.commit(self.boot, self.number, self.base, known)
-        if self._heed(answer) == "amnesia":
-            await self.recover()
+        await self._in_this_life(lambda: self.broker.commit(self.boot, self.number, self.base, known))
 
     async def finish(self) -> Checkpoint:
         """Shut the door and write the final account: fed = fated + unused, exactly."""
         finished = await self.broker.finish(self.boot, self.number)
+        while finished == "amnesia" and await self.recover():
+            finished = await self.broker.finish(self.boot, self.number)
         if isinstance(finished, str):
             self._heed(finished)
             raise StreamopdError(f"The run could not be closed: the broker answered {finished!r}. Start it again to resume.")

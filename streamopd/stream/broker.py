@@ -74,19 +74,19 @@ class HandOff(Struct, frozen=True):
 class Counters(Struct, frozen=True):
     """The broker's own view of the run."""
 
-    boot: str                  # "" before the first rebuild
-    stamped: bool              # False: another server process answers than the one the boot names
-    issued: int
-    fated: int
-    steps: int
-    batchno: int
-    end: End
-    again: tuple[int, ...]     # seqs to issue again, in order
-    depths: dict[str, int]     # entries a stream, delivered or not
-    pending: dict[str, int]    # of these, delivered and not yet handed on
-    inflight: dict[str, int]   # groups by stage: "issued" | "generated" | "scored" | "batched"
-    bytes_inflight: int
-    weights_n: int             # newest manifest; -1: none
+    boot: str = ""                # "" before the first rebuild
+    stamped: bool = False         # False: another server process answers than the one the boot names
+    issued: int = 0
+    fated: int = 0
+    steps: int = 0                # batches whose fates are written
+    batchno: int = 0              # the next batch to close
+    end: End = ""
+    again: tuple[int, ...] = ()   # seqs to issue again, in order
+    depths: dict[str, int] = {}   # entries a stream, delivered or not
+    pending: dict[str, int] = {}  # of these, delivered and not yet handed on
+    inflight: dict[str, int] = {} # groups by stage: "issued" | "generated" | "scored" | "batched"
+    bytes_inflight: int = 0
+    weights_n: int = -1           # newest manifest; -1: none
 
 
 class Finished(Struct, frozen=True):
@@ -117,7 +117,7 @@ class Broker(Protocol):
     async def drain(self, boot: str, issued: int) -> str:
         """No more data: end = drain. "wait" unless exactly `issued` were issued and none waits to be issued again."""
 
-    # ---- generator, teacher
+    # ---- generator, teacher. `consumer` is one life of one process: a name used again would hide that it died
     async def read(
         self, stage: Stage, consumer: str, count: int, block_s: float = 0.0, empty: bool = True
     ) -> list[Entry]:
@@ -137,7 +137,7 @@ class Broker(Protocol):
     async def reap(
         self, stage: Stage, consumer: str, min_idle_s: float, count: int, empty: bool = True
     ) -> list[Entry]:
-        """Take entries whose holder made no progress. Each take is a kill: the second serves it alone, the third is `dead`."""
+        """Take entries that another holds without progress. Each is a kill: the second serves it alone, the third is `dead`."""
 
     # ---- anyone who holds an entry
     async def fate(self, entry: Entry, fate: Fate, reason: str = "") -> str:

@@ -129,7 +129,7 @@ class MemoryBroker:
     async def counters(self) -> Counters:
         life, stages = self._life, Counter(stage for _, stage in self._life.state.values())
         if not life.boot:
-            return Counters("", False, 0, 0, 0, 0, "", (), {}, {}, {}, 0, -1)
+            return Counters()
         return Counters(
             life.boot, bool(self._nonce()), life.issued, life.fated, life.steps, life.batchno, life.end,
             tuple(life.again), {s.stream: len(life.streams[s].entries) for s in Stage},
@@ -222,10 +222,12 @@ class MemoryBroker:
         self.store.publish()
 
     async def renew(self, stage: Stage, consumer: str, ids: Sequence[str]) -> None:
-        held = self._life.streams[stage].held
+        stream = self._life.streams[stage]
         for id in ids:
-            if id in held and held[id][0] == consumer:
-                held[id] = (consumer, self.store.clock())
+            if id in stream.held and stream.held[id][0] == consumer:
+                stream.held[id] = (consumer, self.store.clock())
+        if any(id in stream.held and id not in stream.entries for id in ids):
+            self._heal(stage)
 
     async def reap(
         self, stage: Stage, consumer: str, min_idle_s: float, count: int, empty: bool = True
@@ -233,7 +235,8 @@ class MemoryBroker:
         if not self._readable():
             return []
         stale = [
-            id for id, (_, since) in self._life.streams[stage].held.items() if self.store.clock() - since >= min_idle_s
+            id for id, (holder, since) in self._life.streams[stage].held.items()
+            if holder != consumer and self.store.clock() - since >= min_idle_s
         ]
         return self._admit(stage, self._take(stage, consumer, stale[:count]), empty, killed=True)
 
@@ -502,8 +505,11 @@ class MemoryBroker:
         kept: list[Entry] = []
         garbage = False
         for id in ids:
-            fields = self._life.streams[stage].entries[id]
-            if not _is_shaped(fields):
+            fields = self._life.streams[stage].entries.get(id)
+            if fields is None:  # somebody deleted it
+                garbage = True
+                self._drop(stage, id)
+            elif not _is_shaped(fields):
                 garbage = True
                 self._refuse(stage, id, "fields are absent or malformed")
             elif self._life.state.get(fields["seq"]) != (fields["attempt"], stage):
@@ -558,5 +564,7 @@ class MemoryBroker:
 
 
 def _is_shaped(fields: Fields) -> bool:
-    types = {name: type(value) for name, value in fields.items()}
-    return types == TYPES and bool(ATTEMPT.fullmatch(fields["attempt"]))
+    if {name: type(value) for name, value in fields.items()} != TYPES:
+        return False
+    numbers = fields["seq"], fields["min_version"], fields["size"]
+    return min(numbers) >= 0 and bool(ATTEMPT.fullmatch(fields["attempt"]))

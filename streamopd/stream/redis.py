@@ -17,7 +17,14 @@ import msgspec
 import redis.asyncio as client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+)
 
 from streamopd.errors import StreamError, UserError
 from streamopd.schemas import Event, Fate, Heartbeat, Weights, decode, encode
@@ -52,7 +59,6 @@ class RedisBroker:
         self._commands = _open(url, REPLY_S, 16, credentials)
         self._reader = _open(url, MAX_BLOCK_S + 2.5, 4, credentials)
         self._woken: dict[tuple[Stage, str], list[str]] = {}   # delivered by a blocking read, not yet admitted
-        self._cursors: dict[Stage, str] = {}                   # where the last reap stopped (a scan is bounded)
         self._news = asyncio.Event()
         self._listener: asyncio.Task[None] | None = None
 
@@ -89,7 +95,7 @@ class RedisBroker:
     async def counters(self) -> Counters:
         row = await self._call("counters")
         if not row:
-            return Counters("", False, 0, 0, 0, 0, "", (), {}, {}, {}, 0, -1)
+            return Counters()
         boot, stamped, issued, fated, steps, batchno, end, again, depths, pending, inflight, nbytes, weights_n = row
         return Counters(
             _text(boot), bool(stamped), issued, fated, steps, batchno, cast(End, _text(end)), tuple(map(int, again)),
@@ -155,14 +161,10 @@ class RedisBroker:
     async def reap(
         self, stage: Stage, consumer: str, min_idle_s: float, count: int, empty: bool = True
     ) -> list[Entry]:
-        answer = await self._call(
-            "reap", **self._admission(stage, consumer, empty), idle_ms=int(min_idle_s * 1000), count=count,
-            cursor=self._cursors.get(stage, "0-0"),
+        admission = self._admission(stage, consumer, empty)
+        return await self._entries(
+            stage, await self._call("reap", idle_ms=int(min_idle_s * 1000), count=count, **admission)
         )
-        if not isinstance(answer, list):
-            return []
-        self._cursors[stage] = _text(answer[0])
-        return await self._entries(stage, answer[1])
 
     # ---- anyone who holds an entry
     async def fate(self, entry: Entry, fate: Fate, reason: str = "") -> str:
@@ -323,11 +325,7 @@ class RedisBroker:
         try:
             yield
         except (RedisError, OSError) as error:
-            kind = type(error).__name__
-            raise StreamError(
-                f"The broker at {self._where} did not answer ({kind}: {error}). Is it running? "
-                "`streamopd doctor` checks redis.url and its password."
-            ) from error
+            raise StreamError(f"The broker at {self._where} {_in_words(error)}") from error
 
     async def _call(self, script: str, bodies: Sequence[bytes] = (), /, **arguments: Any) -> Any:
         text = AT_THE_DOOR if script == "issue" else INSIDE
@@ -406,7 +404,8 @@ class RedisBroker:
 
     async def _entry(self, stage: Stage, row: Sequence[Any]) -> Entry:
         id, seq, attempt, min_version, alone, digest, size, ref, body, nbytes = row
-        body, problem = await self._open_body(body, _text(ref), max(int(size), nbytes), _text(digest))
+        withheld = nbytes > len(body)  # over the cap: not worth the way here
+        body, problem = await self._open_body(body, _text(ref), nbytes if withheld else int(size), _text(digest))
         return Entry(
             _text(id), stage, int(seq), _text(attempt), int(min_version), body, bool(alone), problem, _text(ref)
         )
@@ -434,21 +433,36 @@ class RedisBroker:
             return  # a hint, never a fact: the next `news` listens again
 
 
+def _in_words(error: Exception) -> str:
+    if isinstance(error, AuthenticationError):
+        return f"refuses the password ({error}). Name the right one with redis.password_env."
+    if isinstance(error, OutOfMemoryError):
+        return f"lets no more work in: its memory is full ({error}). Raise its maxmemory, or lower stream.cap_mb."
+    if isinstance(error, ResponseError):
+        return f"refused a call: {error}"
+    return f"did not answer ({type(error).__name__}: {error}). Is it running? Start it, or correct redis.url."
+
+
 async def check_server(server: Any, where: str) -> None:
     """UserError when this server cannot carry the protocol."""
-    info = await server.info("server")
-    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if version < FLOOR:
-        raise UserError(
-            f"The broker at {where} is Redis {info['redis_version']}; the streams need at least 7.0. "
+    version = str((await server.info("server"))["redis_version"])
+    if refusal := refusal_of(version, str((await server.info("memory"))["maxmemory_policy"])):
+        raise UserError(f"The broker at {where} {refusal}")
+
+
+def refusal_of(version: str, policy: str) -> str:
+    """What is wrong with a server of this version and eviction policy, or ""."""
+    if tuple(int(part) for part in version.split(".")[:2]) < FLOOR:
+        return (
+            f"is Redis {version}; the streams need at least {FLOOR[0]}.{FLOOR[1]}. "
             "Use a newer Redis, Valkey, or no redis.url at all (an embedded Valkey)."
         )
-    policy = (await server.info("memory"))["maxmemory_policy"]
     if policy != "noeviction":
-        raise UserError(
-            f"The broker at {where} has maxmemory-policy {policy}; the streams need noeviction, or a full memory would "
-            "delete work silently. Run: CONFIG SET maxmemory-policy noeviction"
+        return (
+            f"has maxmemory-policy {policy}; the streams need noeviction, or a full memory would delete work silently. "
+            "Run: CONFIG SET maxmemory-policy noeviction"
         )
+    return ""
 
 
 async def _loses_nothing(server: Any) -> bool:

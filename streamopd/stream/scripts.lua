@@ -217,13 +217,24 @@ function scripts.own_pending() -- also before the stamp and after the end: "noth
   return admit(a.stage, fresh(a.stage, '0', 10000), false, true)
 end
 
-function scripts.reap()
-  if not readable() then return 'wait' end
-  local cursor, rows, deleted = unpack(call('XAUTOCLAIM', key(STREAM[a.stage]), GROUP, a.consumer, a.idle_ms, a.cursor,
-    'COUNT', a.count))
-  local kept = admit(a.stage, rows, true)
-  if #deleted > 0 then heal(a.stage) end
-  return {cursor, kept}
+local function claim(stage, id) call('XCLAIM', key(STREAM[stage]), GROUP, a.consumer, 0, id, 'JUSTID') end
+
+function scripts.reap() -- XPENDING IDLE looks at the whole list: XAUTOCLAIM would stop early, and take from its caller too
+  if not readable() then return {} end
+  local ids, from, page = {}, '-', nil
+  repeat
+    page = call('XPENDING', key(STREAM[a.stage]), GROUP, 'IDLE', a.idle_ms, from, '+', 100)
+    for _, row in ipairs(page) do
+      from = '(' .. row[1]
+      if row[2] ~= a.consumer and #ids < a.count then
+        ids[#ids + 1] = row[1]
+        claim(a.stage, row[1])
+      end
+    end
+  until #page < 100 or #ids == a.count
+  local rows = entries(a.stage, ids)
+  if #rows < #ids then heal(a.stage) end
+  return admit(a.stage, rows, true)
 end
 
 function scripts.sweep() -- everything that `known` lacks, under whatever name it pends, then what is new
@@ -234,7 +245,7 @@ function scripts.sweep() -- everything that `known` lacks, under whatever name i
     local id, owner = row[1], row[2]
     if not known[id] and #ids < a.count then
       ids[#ids + 1] = id
-      if owner ~= a.consumer then call('XCLAIM', key(STREAM[a.stage]), GROUP, a.consumer, 0, id, 'JUSTID') end
+      if owner ~= a.consumer then claim(a.stage, id) end
     end
   end
   local rows = entries(a.stage, ids)
@@ -247,12 +258,14 @@ end
 
 function scripts.renew()
   if not readable() then return end
+  local lost = false
   for _, id in ipairs(a.ids) do
     local row = call('XPENDING', key(STREAM[a.stage]), GROUP, id, id, 1)[1]
     if row and row[2] == a.consumer then
-      call('XCLAIM', key(STREAM[a.stage]), GROUP, a.consumer, 0, id, 'JUSTID')
+      lost = #call('XCLAIM', key(STREAM[a.stage]), GROUP, a.consumer, 0, id, 'JUSTID') == 0 or lost
     end
   end
+  if lost then heal(a.stage) end
 end
 
 function scripts.release()

@@ -6,6 +6,7 @@ goes on where it was. A server that outlived its parent is taken over, not fough
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -76,10 +77,13 @@ def start_server(folder: Path) -> Server:
     """A server on `folder`, new or going on from what the folder holds; StreamError with its last words otherwise."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    password = _password(folder)
-    survivor = _take_over(folder, password)
-    if survivor:
-        return survivor
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second takes over what the first began
+        password = _password(folder)
+        return _take_over(folder, password) or _launch(folder, password)
+
+
+def _launch(folder: Path, password: str) -> Server:
     config = _configure(folder, password)
     try:
         command = [str(get_binary_path()), str(config)]

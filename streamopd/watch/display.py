@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Sample = Mapping[str, str]  # {"prompt", "completion", "correct"} of an Evaluation
 
 PLAIN_EVERY_S = 5.0
-SHOWN_METRICS = ("kl", "kl_bound", "accuracy", "age_mean")
+SHOWN_METRICS = ("loss", "kl", "kl_bound", "accuracy", "age_mean")
 QUIET_EVENTS = ("join", "leave", "swap", "drill")
 HEADLINES = ("accuracy_greedy", "accuracy_sampled", KL_HELDOUT)  # with their figures a style
 

@@ -50,6 +50,8 @@ def bottleneck_line(counters: Counters, alive: Sequence[Heartbeat], here: Sequen
     if counters.end == "closed":
         measuring = "; the evaluator looks at the student" if any(beat.service == "evaluator" for beat in alive) else ""
         return f"The run has ended after {counters.steps} steps{measuring}."
+    if not counters.boot:
+        return "The learner has not opened the stream yet; everything waits for it."
     service, waiting, what = bottleneck(counters)
     workers = [beat for beat in alive if beat.service == service] or [beat for beat in here if beat.service == service]
     if not workers:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 Record = Prompt | Group | Scored
 KINDS: dict[Stage, type[Record]] = {Stage.ISSUED: Prompt, Stage.GENERATED: Group, Stage.SCORED: Scored}
 BEAT_S = 1.0
+STAMP_S = 0.1
 LOOK_S = 0.02  # looks at the broker are no closer together than this
 
 
@@ -78,7 +79,7 @@ class Worker:
             await self.broker.release([lease.entry for lease in self._held.values()])
             self.state = "left"
             await self._beat()
-            await self.emit("leave", f"{self.instance} left")
+            await self.emit("leave", f"{self.instance} left", wait_s=self.counters.get("wait_s", 0.0))
 
     def moved(self, by: int = 1) -> None:
         """Progress: what leases and liveness are judged by."""
@@ -173,9 +174,11 @@ class Worker:
 
     async def hand(self, pairs: Sequence[tuple[Lease[Any], Any]]) -> None:
         """Each lease's next record, atomically; "already" is fine: somebody else was first."""
-        if not pairs:
-            return
-        await self.broker.hand([HandOff(lease.entry, encode(record)) for lease, record in pairs])
+        handed = {lease.entry.id: HandOff(lease.entry, encode(record)) for lease, record in pairs if self.holds(lease)}
+        while handed and "amnesia" in await self.broker.hand(list(handed.values())):
+            await asyncio.sleep(STAMP_S)  # a restarted broker awaits the learner's stamp; another boot voids what is held
+            await self.look()
+            handed = {key: item for key, item in handed.items() if key in self._held}
         self.forget(lease for lease, _ in pairs)
         self.moved(len(pairs))
 

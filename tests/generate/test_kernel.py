@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streamopd.generate.draws import uniforms
-from streamopd.generate.kernel import invert_cdf, kernel_logp, sample, top_k
+from streamopd.generate.kernel import HEAD, invert_cdf, kernel_logp, sample, top_k
 
 
 def brute_force(logits: NDArray[np.float64], temperature: float, top_p: float) -> NDArray[np.float64]:
@@ -31,6 +31,24 @@ def clear_of_the_border(probs: NDArray[np.float64], top_p: float) -> bool:
     """No partial sum within rounding of top_p, and no two probabilities nearly equal."""
     ordered = np.sort(probs)[::-1]
     return bool(np.abs(ordered.cumsum() - top_p).min() > 1e-4 and np.abs(np.diff(ordered)).min() > 1e-6)
+
+
+def test_a_flat_row_beside_a_peaked_one_in_a_large_vocabulary_gets_its_whole_nucleus() -> None:
+    logits = torch.randn(2, 5 * HEAD, generator=torch.Generator().manual_seed(2)) * torch.tensor([[0.1], [4.0]])
+    got = kernel_logp(logits, 1.0, 0.9).double().exp().numpy()
+    for row, expected in enumerate(brute_force(line.double().numpy(), 1.0, 0.9) for line in logits):
+        np.testing.assert_allclose(got[row], expected, atol=1e-6)
+    assert (got[0] > 0).sum() > HEAD > (got[1] > 0).sum()
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_not_finite_says_so_and_spares_the_others(top_p: float, temperature: float) -> None:
+    logits = torch.tensor([[0.0, float("nan"), 1.0], [9.0, 0.0, 0.0]])
+    ids, logp = sample(logits, torch.tensor([0.5, 0.5]), temperature, top_p)
+    assert torch.isfinite(logp).tolist() == [False, True]
+    assert ids[1] == 0
+    assert 0 <= ids[0] < 3
 
 
 rows = st.lists(st.floats(-12, 12, width=32), min_size=2, max_size=24)

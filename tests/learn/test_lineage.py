@@ -66,6 +66,26 @@ class Mortal:
         return call
 
 
+class Shaken(Mortal):
+    """A client whose broker is restarted at its k-th call, with nothing lost: the answer of that call is."""
+
+    def __init__(self, broker: MemoryBroker, at: int, after: bool, store: MemoryStore) -> None:
+        super().__init__(broker, at, after)
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        call = super().__getattr__(name)
+
+        async def again(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await call(*args, **kwargs)
+            except Killed:
+                self.store.restart()
+                return await call(*args, **kwargs)
+
+        return again
+
+
 class World:
     """One run: a broker, a disk, and everybody but the learner, who never fails."""
 
@@ -125,7 +145,7 @@ class World:
         assert {int(seq) for seq in counts} == trained
         assert set(counts.values()) <= {1}, counts
         assert checkpoint.fed == len(checkpoint.record) + len(checkpoint.unused)
-        assert not set(checkpoint.unused) & set(checkpoint.record)
+        assert not set(checkpoint.unused) & set(checkpoint.record), "a group is both fated and unused"
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
@@ -157,6 +177,14 @@ async def test_a_learner_killed_at_any_call_replays_what_it_can(tmp_path: Path, 
             boot = (await world.others.counters()).boot
             reborn = await world.live(MemoryBroker(LIMITS, world.store))
             assert reborn.boot == boot, f"killed at call {at}, the broker was rebuilt"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+async def test_a_broker_restarted_at_any_call_costs_nothing(tmp_path: Path, after: bool) -> None:
+    for at in range(1, 45):
+        world = World(tmp_path / f"{at}")
+        await world.live(Shaken(MemoryBroker(LIMITS, world.store), at, after, world.store))
+        world.the_account_is_exact()
 
 
 async def test_a_replayed_batch_is_trained_at_the_same_n_and_gives_the_same_weights(tmp_path: Path) -> None:

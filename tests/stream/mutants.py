@@ -198,21 +198,21 @@ def mutant(
 
 
 MUTANTS = [
-    mutant(NoCompare, "crash,lost,suspect", rate=0.2, faults=30),
-    mutant(NoAttempt, "spoil,suspect", rate=0.4, faults=60),
-    mutant(SameAttempt, "spoil,suspect", rate=0.3, faults=40),
+    mutant(NoCompare, "crash,lost,suspect", seed=5, rate=0.2, faults=30),
+    mutant(NoAttempt, "spoil,suspect", seed=16, rate=0.4, faults=60),
+    mutant(SameAttempt, "spoil,suspect", seed=5, rate=0.3, faults=40),
     mutant(WindowOfCheckpoints, "", save_steps=4),
     mutant(CapBelowAStep, "", cap=3),
     mutant(FateKeepsState, "", filtered=frozenset({1})),
-    mutant(CloseEach, "second,lost,spoil", per_step=3),
+    mutant(CloseEach, "second,lost,spoil", seed=3, per_step=3),
     mutant(EarlyFlush, "", per_step=3, seed=24),
     mutant(FatesFirst, "crash", staleness=0, seed=37),
     mutant(BlameAll, "", poison=frozenset({("generator", 2)})),
     mutant(NoMinVersion, "", staleness=0),
-    mutant(NoRunId, "roll back"),
+    mutant(NoRunId, "roll back", seed=1),
     mutant(NoLineage, "second,crash", seed=20),
-    mutant(IssueNext, "lost,second"),
+    mutant(IssueNext, "lost,second", seed=2),
     mutant(PruneAll, "", filtered=frozenset({1, 2, 6, 7}), save_steps=1),
     mutant(AckEarly, "crash", save_steps=3, rate=0.02, seed=1),
-    mutant(LateHolders, "second,crash"),
+    mutant(LateHolders, "second,crash", seed=4),
 ]

@@ -48,8 +48,8 @@ class StaleHead(HFEngine):
 
     def __init__(self, *args: object, **values: object) -> None:
         super().__init__(*args, **values)
-        packed = self._model.lm_head.weight.detach().clone()
-        self._model.lm_head.forward = lambda hidden: F.linear(hidden, packed)
+        packed = self.model.lm_head.weight.detach().clone()
+        self.model.lm_head.forward = lambda hidden: F.linear(hidden, packed)
 
 
 class Forgetful(HFEngine):
@@ -71,7 +71,7 @@ class StaleLayer(HFEngine):
 
     def __init__(self, *args: object, **values: object) -> None:
         super().__init__(*args, **values)
-        norm = self._model.model.layers[1].input_layernorm
+        norm = self.model.model.layers[1].input_layernorm
         old = norm.weight.detach().clone()
         norm.forward = lambda x: F.rms_norm(x, old.shape, old, norm.variance_epsilon)
 

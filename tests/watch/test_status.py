@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from streamopd.schemas import Heartbeat
 from streamopd.stream.broker import Counters
@@ -97,6 +98,14 @@ def test_a_starting_service_is_waited_for_not_blamed():
     assert status_lines(counters(generated=64), [beat("teacher-0", state="starting", quiet_s=30)], NOW_S)[0] == (
         "teacher-0 is starting; everything waits for it."
     )
+
+
+def test_before_the_learner_has_opened_the_stream_nobody_else_is_blamed():
+    unopened = replace(counters(), boot="", stamped=False)
+    assert status_lines(unopened, [beat("feeder-0", "waiting", "room in the window")], NOW_S) == [
+        "The learner has not opened the stream yet; everything waits for it.",
+        "feeder-0 waits for room in the window",
+    ]
 
 
 def test_after_the_end_only_the_evaluator_is_waited_for():
