@@ -102,7 +102,7 @@ class HFEngine:
         started = time.perf_counter()
         self._swap(self.model, manifest, weights_dir)
         loaded = time.perf_counter()
-        self.version = manifest.n; self.version
+        self.version = manifest.n
         self._ledger.turn(manifest.n, self._kv)
         if self._kv == "recompute":
             self._fill(np.flatnonzero(self._ledger.live).tolist())

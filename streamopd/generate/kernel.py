@@ -42,12 +42,11 @@ def kernel_logp(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
 def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The id v with cdf[v-1] <= u < cdf[v], [B]; one uniform a row, so a row's draw depends on no other row.
 
-    An id of probability 0 is never drawn.
+    An id of probability 0 is never drawn: the largest float32 below 1, times a total near 1, rounds to below it.
     """
     cdf_BV = probs_BV.cumsum(-1)
-    total_B = cdf_BV[:, -1]
-    target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    ids_B = torch.searchsorted(cdf_BV, target_B[:, None], right=True).squeeze(-1)
+    target_B1 = uniform_B[:, None] * cdf_BV[:, -1:]
+    ids_B = torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
     return ids_B.clamp_(max=probs_BV.shape[-1] - 1)  # a row of NaN finds no place; its log-prob tells
 
 

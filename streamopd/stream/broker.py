@@ -124,12 +124,13 @@ class Broker(Protocol):
         """Up to `count` new entries, waiting at most `block_s` for the first. One marked `alone` comes by itself, and
         only to a reader that holds nothing (`empty`). A broker that is closed or awaits its stamp gives nothing."""
     async def own_pending(self, stage: Stage, consumer: str) -> list[Entry]:
-        """What was delivered to this consumer and is not handed on: read after any error, before new entries. It also
-        answers before a stamp and after the end, so "nothing" means nothing.
+        """What was delivered to this consumer and is not handed on: asked after any error and any cancelled read, before
+        new entries. It also answers before a stamp and after the end, so "nothing" means nothing.
         One marked `alone` may come among others: release it unless it is all that is held."""
     async def hand(self, items: Sequence[HandOff]) -> list[str]:
         """Each entry's record to the next stage, if its state is still (attempt, an earlier stage): "done" | "already"
-        each, "amnesia" for one of another boot; the guard's word stands for all."""
+        each, "amnesia" for one of another boot; the guard's word stands for all. "amnesia" of the entry's own boot means
+        a server that awaits its stamp: keep the entry and call again."""
     async def release(self, entries: Sequence[Entry]) -> None:
         """I cannot work on these now: back to the stream, no kill is counted."""
     async def renew(self, stage: Stage, consumer: str, ids: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import redis.asyncio as client
@@ -19,7 +19,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     RedisError,
@@ -45,6 +44,7 @@ MAX_BLOCK_S = 5.0   # a blocking read waits so long at most; its connection a li
 GROUP = "readers"
 FLOOR = (7, 0)
 
+T = TypeVar("T")
 Seal = tuple[str, int, str]  # digest, size, blob name or ""
 
 
@@ -106,7 +106,10 @@ class RedisBroker:
     async def weights(self) -> Weights | None:
         async with self._speaking():
             manifest = await self._commands.hget(self._key("weights"), "manifest")
-        return msgspec.json.decode(manifest, type=Weights) if manifest else None
+        try:
+            return msgspec.json.decode(manifest, type=Weights) if manifest else None
+        except msgspec.MsgspecError as error:
+            raise StreamError(f"The manifest at {self._where} is not one of ours: {error}") from error
 
     # ---- feeder
     async def issue(self, boot: str, prompts: Sequence[tuple[int, bytes]]) -> list[str]:
@@ -296,7 +299,8 @@ class RedisBroker:
 
     async def beats(self) -> list[Heartbeat]:
         async with self._speaking():
-            return [decode(Heartbeat, body) for body in await self._commands.hvals(self._key("beats"))]
+            bodies = await self._commands.hvals(self._key("beats"))
+        return [beat for beat in (_readable(Heartbeat, body) for body in bodies) if beat]
 
     async def emit(self, event: Event) -> None:
         async with self._speaking():
@@ -305,7 +309,8 @@ class RedisBroker:
     async def events(self, after: str = "0", count: int = 1000) -> list[tuple[str, Event]]:
         async with self._speaking():
             rows = await self._commands.xrange(self._key("events"), f"({after}", count=count)
-        return [(_text(id), decode(Event, fields[b"event"])) for id, fields in rows]
+        events = [(_text(id), _readable(Event, fields.get(b"event", b""))) for id, fields in rows]
+        return [(id, event) for id, event in events if event]
 
     async def news(self, timeout_s: float) -> None:
         if self._listener is None or self._listener.done():
@@ -472,7 +477,7 @@ async def _loses_nothing(server: Any) -> bool:
         return False
     try:
         settings = await server.config_get("append*")
-    except NoPermissionError:
+    except ResponseError:  # not for us to ask, or a managed server that has no such command
         return False
     return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
@@ -484,6 +489,14 @@ def _open(url: str, timeout_s: float, connections: int, credentials: Mapping[str
         decode_responses=False, protocol=2, **{k: v for k, v in credentials.items() if v},
     )
     return client.Redis.from_pool(pool)
+
+
+def _readable(kind: type[T], body: bytes) -> T | None:
+    """What a side channel carries, or None for what a stranger put there."""
+    try:
+        return decode(kind, body)
+    except ValueError:
+        return None
 
 
 def _columns(entries: Sequence[Entry]) -> dict[str, list[Any]]:

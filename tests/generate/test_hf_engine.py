@@ -81,6 +81,18 @@ def test_company_and_joining_time_do_not_change_an_answer(open_hf: OpenEngine, k
             np.testing.assert_allclose(answer.logprobs, other.logprobs, atol=1e-5)
 
 
+def test_a_longer_request_that_joins_leaves_the_others_as_they_were(open_hf: OpenEngine) -> None:
+    short, long = requests(2, max_new=12, prompt=3), requests(2, max_new=70, first=2)
+    alone = answer_all(open_hf(stop_ids=()), short + long)
+    engine = open_hf(max_inflight=4, stop_ids=())
+    engine.admit(short)
+    for _ in range(6):
+        assert engine.step() == []
+    for name, answer in answer_all(engine, long).items():
+        assert answer.completion_ids.tolist() == alone[name].completion_ids.tolist()
+        np.testing.assert_allclose(answer.logprobs, alone[name].logprobs, atol=1e-5)
+
+
 def test_first_tokens_follow_the_models_distribution(open_hf: OpenEngine, folder: Path) -> None:
     prompt, count = np.array([5, 9, 4], np.int32), 3000
     todo = [Request(f"p{i}.0", prompt, (11, i), 1) for i in range(count)]

@@ -84,6 +84,14 @@ def test_an_id_of_probability_zero_is_never_drawn() -> None:
     assert ids.tolist() == [1, 1, 3, 3, 3]
 
 
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=12).filter(any), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_the_largest_draw_falls_on_the_last_id_that_has_any_probability(weights: list[int], zeros: int) -> None:
+    probs = torch.tensor([weights + [0] * zeros]) / sum(weights)
+    (v,) = invert_cdf(probs, torch.tensor([1 - 2**-24])).tolist()
+    assert probs[0, v] > 0
+
+
 def test_greedy_takes_the_mode_and_reports_it_at_temperature_one() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     ids, logp = sample(logits, torch.tensor([0.99]), 0.0, 0.5)

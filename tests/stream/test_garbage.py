@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamopd.errors import StreamError
+from streamopd.schemas import Event
 from streamopd.stream.broker import HandOff
 from streamopd.stream.envelope import digest_of
+from streamopd.stream.server import Server
 from streamopd.topology import Stage
 
-from .benches import Bench
+from .benches import Bench, ValkeyBench
+from .conftest import LIMITS
 from .test_laws import BOOT, held, issued, moved
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +65,8 @@ async def test_a_body_that_is_not_what_was_sent_is_a_problem_and_is_issued_again
         record(extra=1),
         {"hello": b"\xff\xfe"},
     ],
-    ids=str,
+    ids=["unknown-seq", "huge", "other-boot", "no-seq", "negative-seq", "worded-seq", "bad-attempt", "no-digest",
+         "worded-size", "no-body", "extra-field", "hello"],
 )
 @pytest.mark.parametrize("stage", [Stage.ISSUED, Stage.GENERATED, Stage.SCORED])
 async def test_what_a_stranger_wrote_is_quarantined_and_the_line_goes_on(
@@ -76,6 +82,22 @@ async def test_what_a_stranger_wrote_is_quarantined_and_the_line_goes_on(
     assert len(quarantined) == 2
     assert all(row["reason"] and len(row["head"]) <= 1024 for row in quarantined)
     assert (await broker.counters()).depths[stage.stream] == 2
+
+
+async def test_garbage_on_a_side_channel_is_passed_over(server: Server, memory_folder: Path) -> None:
+    bench = ValkeyBench(LIMITS, server, memory_folder)
+    broker = await bench.client()
+    await bench.raw.xadd(bench.key("events"), {"event": b"\xff"})
+    await bench.raw.xadd(bench.key("events"), {"no": "event"})
+    await bench.raw.hset(bench.key("beats"), "stranger", b"\xff")
+    event = Event(kind="join", source="teacher-0", born_s=1.0)
+    await broker.emit(event)
+    assert [found for _, found in await broker.events()] == [event]
+    assert await broker.beats() == []
+    await bench.raw.hset(bench.key("weights"), "manifest", b"{}")
+    with pytest.raises(StreamError, match="manifest"):
+        await broker.weights()
+    await bench.close()
 
 
 async def test_garbage_among_the_batches_stands_before_nothing(bench: Bench) -> None:

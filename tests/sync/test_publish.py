@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,21 @@ def test_a_replaced_version_stays_readable_to_whoever_holds_it(publish_n: Publis
         assert names(aside) == ["weight_v000001"]
     publish_n(2)
     assert names(weights_dir) == ["weight_v000001", "weight_v000002"]
+
+
+def test_a_version_replaced_between_opening_and_locking_cannot_be_leased(
+    publish_n: Publish, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lock = weights_dir / publish_n(1).folder, fcntl.flock
+
+    def replace_then_lock(file: object, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        publish_n(1, tensors_of(Tied(99)))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_then_lock)
+    with pytest.raises(FileNotFoundError, match="was replaced while it was being opened"), read_lease(folder):
+        pass
 
 
 def test_a_deleted_version_cannot_be_leased(publish_n: Publish, weights_dir: Path) -> None:
