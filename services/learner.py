@@ -24,6 +24,7 @@ async def main(run: Run, worker: Worker) -> None:
     """Train batch after batch until the run is over, then write the final account and final/."""
     config = run.config
     trainer = await worker.compute(open_trainer, run)
+    trainer.moved = worker.moved
     digest = open_dataset(config.data, config.seed, config.passes).digest
 
     async def publish_weights(boot: str, n: int) -> Weights:

@@ -21,6 +21,8 @@ async def main(run: Run, worker: Worker) -> None:
     tokenizer = Tokenizer.open(resolve(config.student.model))
     folders = {name: (resolve(teacher.model), teacher.dtype) for name, teacher in config.teachers.items()}
     teachers = await worker.compute(load_teachers, folders, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+    for teacher in teachers.values():
+        teacher.moved = worker.moved
     try:
         while True:
             leases = await worker.take(Stage.GENERATED, config.teacher.max_groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -65,6 +65,7 @@ class Trainer:
         self.schedule, self.adam = schedule, adam
         self.stop_ids, self.pad_id, self.max_age = tuple(stop_ids), pad_id, max_age
         self.micro_batch_tokens, self.head_chunk = micro_batch_tokens, head_chunk
+        self.moved: Callable[[], None] = lambda: None  # called after each micro-batch: a long step is not a hung one
         self.parameters = self.student.trained
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.lr, betas=adam.betas, fused=True)
 
@@ -99,6 +100,7 @@ class Trainer:
             micro = collate(rows, indices, weights, self.pad_id)
             self._refuse_foreign_ids(micro, [rows[i] for i in indices])
             part, columns, shared = self._backward(micro, total, stride=max(1, total // OVERLAP_TOKENS))
+            self.moved()
             if not np.isfinite(part):
                 raise StreamopdError(self._blame(n, [rows[i] for i in indices], "loss"))
             loss += part

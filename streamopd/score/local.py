@@ -7,7 +7,7 @@ V vocabulary, K support ids.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class LocalTeacher:
         self.stop_ids = tuple(stop_ids)
         self.token_budget = token_budget
         self.tokenizer_digest = tokenizer_digest
+        self.moved: Callable[[], None] = lambda: None  # called after each micro-batch: slow is not hung
         self._prefixes: OrderedDict[bytes, list[tuple[Tensor, Tensor]]] = OrderedDict()
         self._shares_prefixes = all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.model.config).layers)
         if any(stop >= self.vocab_size for stop in self.stop_ids):
@@ -72,6 +73,7 @@ class LocalTeacher:
         found: dict[int, Evidence] = {}
         for indices in cut_micro_batches([item.length for item in items], self.token_budget):
             found |= zip(indices, self._score_batch([items[i] for i in indices], request), strict=True)
+            self.moved()
         scored = iter(found[i] for i in range(len(items)))
         views = iter([[next(scored)] if item else [] for item in asked])
         return [[next(views) for _ in group.rollouts] for group in groups]
