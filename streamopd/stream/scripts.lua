@@ -470,8 +470,8 @@ function scripts.drop_hold()
   if call('GET', key('hold:' .. a.name)) == a.owner then call('DEL', key('hold:' .. a.name)) end
 end
 
-local QUIET = {read = 1, own_pending = 1, reap = 1, sweep = 1, renew = 1, quarantine = 1, batch = 1, start_batch = 1, boot = 1,
-  counters = 1, retained = 1, hold = 1, drop_hold = 1}
+-- Readers of a stream are woken by the stream itself; this is for those who wait for room, weights, or the end.
+local LOUD = {fate = 1, reissue = 1, drain = 1, lead = 1, rebuild = 1, step = 1, finish = 1}
 local answer = scripts[ARGV[1]]()
-if not QUIET[ARGV[1]] then call('PUBLISH', key('news'), ARGV[1]) end
+if LOUD[ARGV[1]] then call('PUBLISH', key('news'), ARGV[1]) end
 return answer

@@ -79,7 +79,7 @@ class Worker:
             await self.broker.release([lease.entry for lease in self._held.values()])
             self.state = "left"
             await self._beat()
-            await self.emit("leave", f"{self.instance} left", wait_s=self.counters.get("wait_s", 0.0))
+            await self.emit("leave", f"{self.instance} left", wait_s=self.counters.get("wait_s", 0.0), cpu_s=time.process_time())
 
     def moved(self, by: int = 1) -> None:
         """Progress: what leases and liveness are judged by."""

@@ -82,3 +82,8 @@ def test_an_engine_that_serves_anything_else_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(SwapRefused, match=r"a log-prob of -?\d+\.\d{4}; a plain forward of the same folder gives -?\d+\.\d{4}"):
         drill(open_engine(folder, broken), folder, tmp_path / "weights", "r")
+
+
+def test_rounding_to_bfloat16_does_not_hide_a_stale_head(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SwapRefused, match="The swap drill failed"):
+        drill(open_engine(folder, StaleHead, dtype="bfloat16"), folder, tmp_path / "weights", "r", "bfloat16")
