@@ -27,7 +27,7 @@ async def main(run: Run, worker: Worker) -> None:
     student = resolve(run.config.student.model)
     tokenizer = Tokenizer.open(student)
     engine = open_engine(run.config.generator.engine, **engine_values(run, tokenizer))
-    if run.config.sync.drill:
+    if run.config.sync.drill and run.config.generator.engine != "scripted":
         found = await worker.compute(drill, engine, student, run.weights_dir, run.id, run.config.student.dtype)
         await worker.emit("drill", f"swap drill: log-probs moved by {found.moved:.2g} nats, {found.error:.1g} from a plain forward")
     data = run.config.data

@@ -88,7 +88,7 @@ class Lineage:
     async def next_batch(self, consumer: str, block_s: float) -> BatchEntry | None:
         """Batch n and no other; a batch that killed three learners is convicted instead."""
         entry = await self.broker.batch(self.n, consumer, block_s)
-        if entry is None:
+        if entry is None or entry.boot != self.boot:  # of another life: `recover` comes next
             return None
         if await self.broker.start_batch(self.boot, self.number, self.n) > MAX_STARTS:
             await self.convict(entry)

@@ -513,7 +513,7 @@ class MemoryBroker:
                 garbage = True
                 self._refuse(stage, id, "fields are absent or malformed")
             elif self._life.state.get(fields["seq"]) != (fields["attempt"], stage):
-                self._refuse(stage, id, "" if self._was_ours(fields) else "this run has no such group in flight")
+                self._refuse(stage, id, "no such group waits here: a copy, an attempt that was given up, or a stranger")
             elif entry := self._judge(stage, id, fields, killed):
                 alone = not together and (any(e.alone for e in kept) or (entry.alone and (bool(kept) or not empty)))
                 self._put_back(stage, id) if alone else kept.append(entry)
@@ -536,14 +536,10 @@ class MemoryBroker:
         body = b"" if problem else fields["body"]
         return Entry(id, stage, seq, fields["attempt"], fields["min_version"], body, kills >= limit - 1, problem)
 
-    def _was_ours(self, fields: Fields) -> bool:
-        return fields["attempt"].rpartition(".")[0] == self._life.boot and fields["seq"] < self._life.issued
-
     def _refuse(self, stage: Stage, id: str, reason: str) -> None:
         fields = self._life.streams[stage].entries[id]
-        if reason:
-            head = fields.get("body")
-            self._quarantine(stage.stream, reason, head if isinstance(head, bytes) else b"", fields.get("seq", -1))
+        head = fields.get("body")
+        self._quarantine(stage.stream, reason, head if isinstance(head, bytes) else b"", fields.get("seq", -1))
         self._drop(stage, id)
 
     def _heal(self, stage: Stage) -> None:

@@ -153,8 +153,6 @@ local function heal(stage) -- a group whose only entry was deleted or damaged is
   end
 end
 
-local function one_of_ours(f) return boot_of(f.attempt) == named() and tonumber(f.seq) < number('issued') end
-
 -- Of `rows` keep what this reader may work on; what nobody can use leaves the stream, with its head in quarantine.
 -- An item that killed its consumer twice comes alone, to an empty reader: any other gets it put back.
 local function admit(stage, rows, killed, together)
@@ -166,10 +164,8 @@ local function admit(stage, rows, killed, together)
     if not mine then
       drop(stage, id)
       garbage = garbage or not f
-      if not (f and one_of_ours(f)) then
-        local why = f and 'this run has no such group in flight' or 'fields are absent or malformed'
-        quarantine(STREAM[stage], why, (f or rest).body, f and f.seq or -1)
-      end
+      local why = f and 'no such group waits here: a copy, an attempt that was given up, or a stranger' or 'fields are absent or malformed'
+      quarantine(STREAM[stage], why, (f or rest).body, f and f.seq or -1)
     else
       local kills = killed and call('HINCRBY', key('kills'), f.seq, 1) or tonumber(call('HGET', key('kills'), f.seq) or 0)
       local single = kills >= a.convict - 1
