@@ -20,6 +20,7 @@ from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
 RETRY_S = 1.0  # between two tries to load a version
+BITE_S = 0.02  # decoding between two looks at the stream
 
 
 async def main(run: Run, worker: Worker) -> None:
@@ -37,7 +38,7 @@ async def main(run: Run, worker: Worker) -> None:
         while True:
             await desk.swap_to_newest()
             await desk.admit()
-            await desk.hand_finished(await worker.compute(engine.step) if engine.inflight else [])
+            await desk.hand_finished(await worker.compute(desk.decode_a_while))
     except Ended:
         await desk.leave()
     finally:
@@ -70,7 +71,7 @@ class Desk:
     async def swap_to_newest(self) -> None:
         """Serve the newest manifest, requests in flight going on; another boot voids them first."""
         newest = self.worker.weights
-        if newest is None or (newest.boot, newest.n) == self.served or self._given_up(newest):
+        if newest is None or not self._newer_weights():
             return
         if newest.boot != self.served[0]:
             self.engine.abort()
@@ -90,9 +91,11 @@ class Desk:
     async def admit(self) -> None:
         """Take as many prompts as the engine has room for; give back what these weights may not answer."""
         room = self.engine.free // self.run.config.group_size
-        if self.served[0] != self.worker.boot or (room == 0 and self.engine.inflight):
+        too_old = self.served[1] < self.worker.steps - self.run.config.max_staleness
+        if self.served[0] != self.worker.boot or too_old or (room == 0 and self.engine.inflight):
+            self.worker.leave_if_over()
             if not self.engine.inflight:
-                await self.worker.news("weights")
+                await self.worker.news(f"weights >= {self.worker.steps - self.run.config.max_staleness}")
             return
         leases = await self.worker.take(Stage.ISSUED, max(1, room), block_s=0.0 if self.engine.inflight else 1.0)
         if any(lease.record and lease.entry.min_version > self.served[1] for lease in leases):
@@ -105,6 +108,19 @@ class Desk:
         for lease in good:
             self.writing[lease.record.id] = (lease, [])
             self.engine.admit(self._requests(lease.record))
+
+    def decode_a_while(self) -> list[Answer]:
+        """Token after token until new weights are out or BITE_S have passed: going to a thread and back for each costs more."""
+        answers: list[Answer] = []
+        until_s = time.monotonic() + BITE_S
+        while self.engine.inflight and not self._newer_weights() and time.monotonic() < until_s:
+            answers += self.engine.step()
+            self.worker.moved()
+        return answers
+
+    def _newer_weights(self) -> bool:
+        newest = self.worker.weights
+        return newest is not None and (newest.boot, newest.n) != self.served and not self._given_up(newest)
 
     async def hand_finished(self, answers: list[Answer]) -> None:
         """Grade and hand on groups whose answers are all in, many at once: every hand-off is a write to disk."""
@@ -162,7 +178,8 @@ class Desk:
 
     async def _fall_behind(self, newest: Weights, error: Exception) -> None:
         """Not hung: the old version is served on, and everybody can see why."""
-        self.worker.state, self.next_try_s = "behind", time.monotonic() + RETRY_S
+        self.next_try_s = time.monotonic() + RETRY_S
+        self.worker.behind = str(error)
         self._count("swaps_refused", 1)
         if self.refused != (newest.boot, newest.n):
             self.refused, self.refused_s = (newest.boot, newest.n), time.monotonic()
@@ -171,7 +188,7 @@ class Desk:
 
     def _note_swap(self, newest: Weights, seconds: float, inflight: int) -> None:
         self.served = (newest.boot, newest.n)
-        self.worker.version, self.worker.state = newest.n, "working"
+        self.worker.version, self.worker.behind = newest.n, ""
         self._count("swaps", 1)
         self._count("swaps_in_flight", 1 if inflight else 0)
         self.swap_s.append(seconds)

@@ -81,7 +81,7 @@ async def train(run: Run, worker: Worker, lineage: Lineage, trainer: Trainer) ->
             return
         if worker.draining.is_set():  # this process is to leave, the run goes on
             await lineage.checkpoint()
-            raise Ended
+        worker.leave_if_asked()
         start_s = time.monotonic()
         with worker.waiting("batches"):
             entry = await lineage.next_batch(worker.instance, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from streamopd.assets import resolve
 from streamopd.pack.close import to_batch
@@ -47,7 +48,7 @@ async def fill(run: Run, worker: Worker, samples: SampleLog, wanted: int) -> lis
             lease.record = keep_accepted(lease.record, refusals(lease.record, *rules))
             kept.append(lease)
             continue
-        await worker.broker.fate(lease.entry, Fate.FILTERED, reason)
+        await worker.in_this_life(lease.entry, partial(worker.broker.fate, lease.entry, Fate.FILTERED, reason))
         worker.forget([lease])
         samples.write(lease.record, lease.entry.attempt, f"filtered:{reason}", n=-1)
     return kept
@@ -67,3 +68,5 @@ async def close(run: Run, worker: Worker, n: int, buffer: list[Lease[Scored]]) -
     elif answer in ("done", "already"):
         worker.forget(buffer)
         worker.moved(len(buffer))
+    else:
+        await worker.news("the batch before, or the learner's stamp", 0.1)

@@ -102,7 +102,7 @@ def _service_command(service: str) -> None:
     ) -> None:
         from .run import serve_here
 
-        raise typer.Exit(serve_here(service, recipe, overrides, out, instance))
+        raise typer.Exit(serve_here(service, recipe, overrides, out, instance, "--debug" in sys.argv))
 
     command.__doc__ = f"The {service} alone, for the run in --out (or a run folder in place of the recipe)."
     app.command(service, rich_help_panel="Services")(command)

@@ -44,20 +44,29 @@ def run_here(recipe: str, overrides: Sequence[str], out: Path | None, in_process
         return Supervisor(run).run()
 
 
-def serve_here(service: str, recipe: str, overrides: Sequence[str], out: Path | None, instance: str) -> int:
+def serve_here(service: str, recipe: str, overrides: Sequence[str], out: Path | None, instance: str, debug: bool) -> int:
     """One service of a run, in this process. The recipe may be a run folder that exists already."""
     import importlib
 
     small_machine_threads()
-    folder = Path(recipe)
-    if not (folder / "config.json").is_file():
-        config, _ = configs.load(recipe, overrides)
-        folder = (out or Path("runs") / config.name).resolve()
-        if not (folder / "config.json").is_file():
-            preflight(config, folder)
-            Run.create(folder, config)
     main = importlib.import_module(f"streamopd.services.{service}").main
-    return serve(main, service, folder, instance)
+    return serve(main, service, _folder_of(recipe, overrides, out), instance, debug)
+
+
+def _folder_of(recipe: str, overrides: Sequence[str], out: Path | None) -> Path:
+    """The run folder that is meant: given itself, or by its recipe; made when this is the first service of the run."""
+    if (Path(recipe) / "config.json").is_file():
+        if overrides or out:
+            raise ConfigError(f"{recipe} is a run folder with settings of its own: -s and --out have no effect on it. Leave them out.")
+        return Path(recipe)
+    config, _ = configs.load(recipe, overrides)
+    folder = (out or Path("runs") / config.name).resolve()
+    if not (folder / "config.json").is_file():
+        preflight(config, folder)
+        Run.create(folder, config)
+    elif msgspec.json.decode((folder / "config.json").read_bytes(), type=Config) != config:
+        raise ConfigError(f"{folder} holds a run with other settings. Name the folder itself, or give another --out.")
+    return folder
 
 
 def preflight(config: Config, folder: Path) -> None:
@@ -95,13 +104,20 @@ def _same_run(config: Config, folder: Path) -> None:
         ("seed", before.seed, config.seed),
         ("method", before.method, config.method),
         ("student.model", before.student.model, config.student.model),
+        ("group_size", before.group_size, config.group_size),
         ("learn.groups_per_step", before.learn.groups_per_step, config.learn.groups_per_step),
+        ("learn.lora.rank", before.learn.lora.rank, config.learn.lora.rank),
+        ("teachers", {n: t.model for n, t in before.teachers.items()}, {n: t.model for n, t in config.teachers.items()}),
     ):
         if old != new:
             raise ConfigError(
                 f"{folder} holds a run with {name} = {old!r}; this one has {new!r}. "
                 "Give it another --out, or start over with --fresh."
             )
+    old, new = configs.flat(before), configs.flat(config)
+    changed = [f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        print(f"{folder.name} goes on with changed settings: {'; '.join(changed)}")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +34,6 @@ class Lineage:
         self.steps = 0                  # whose weights and fates the broker has
         self.record: dict[int, str] = {}
         self.base = (0, 0)              # (lineage, n) of the checkpoint that was loaded or written last
-        self.totals: dict[str, float] = {}
-        self.saved_s = time.monotonic()
 
     # ---------------------------------------------------------------- start
     async def start(self, may_go_on: bool) -> None:
@@ -71,9 +68,14 @@ class Lineage:
                 f"The data changed: the checkpoint {folder.name} was made with dataset {checkpoint.dataset_digest}, "
                 f"this run has {self.dataset_digest}. Give back the old data or seed, or start over with --fresh."
             )
+        if checkpoint.config_digest != self.config_digest:
+            raise ConfigError(
+                f"The method changed: the checkpoint {folder.name} was made with {checkpoint.config_digest}, this run has "
+                f"{self.config_digest}. Give back the old method, or start over with --fresh."
+            )
         self.trainer.load(folder)
         self.boot, self.n, self.record = checkpoint.boot, checkpoint.n, dict(checkpoint.record)
-        self.base, self.totals = (checkpoint.lineage, checkpoint.n), dict(checkpoint.totals)
+        self.base = (checkpoint.lineage, checkpoint.n)
         return checkpoint.done
 
     async def rebuild(self) -> None:
@@ -104,9 +106,8 @@ class Lineage:
         """n is done: record, publish, and let weights and fates appear together."""
         self.record.update({seq: fate.value for (seq, _), fate in zip(entry.members, fates, strict=True)})
         self.n += 1
-        if self.n <= self.steps:
-            return "already"  # a replayed step: its weights are the same, bit for bit, and out already
-        manifest = await self.publish(self.boot, self.n)
+        replayed = self.n <= self.steps  # its weights are the same, bit for bit, and out already
+        manifest = None if replayed else await self.publish(self.boot, self.n)
         named = [(seq, attempt, fate) for (seq, attempt), fate in zip(entry.members, fates, strict=True)]
         answer = await self._in_this_life(lambda: self.broker.step(self.boot, self.number, self.n, manifest, named))
         self.steps = max(self.steps, self.n)
@@ -151,10 +152,10 @@ class Lineage:
     def _save(self, done: bool, unused: Sequence[int] = (), fed: int = 0) -> Checkpoint:
         checkpoint = Checkpoint(
             boot=self.boot, lineage=self.number, n=self.n, record=self.record, dataset_digest=self.dataset_digest,
-            config_digest=self.config_digest, done=done, unused=list(unused), fed=fed, totals=self.totals,
+            config_digest=self.config_digest, done=done, unused=list(unused), fed=fed,
         )
         save(self.state_dir, checkpoint, self.trainer)
-        self.base, self.saved_s = (self.number, self.n), time.monotonic()
+        self.base = (self.number, self.n)
         return checkpoint
 
     def _heed(self, answer: str) -> str:

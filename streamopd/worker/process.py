@@ -14,14 +14,17 @@ import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import stamina
 import uvloop
 
 from streamopd.errors import Fenced, StreamError, UserError
+from streamopd.stream import Broker
 from streamopd.worker.patient import patient
 from streamopd.worker.run import Run
 from streamopd.worker.worker import Ended, Worker
 
 Main = Callable[[Run, Worker], Awaitable[None]]
+CONNECT_S = 20.0
 EXIT_OK, EXIT_FAULT, EXIT_USER = 0, 1, 2
 PR_SET_PDEATHSIG = 1
 log = logging.getLogger("streamopd")
@@ -52,21 +55,29 @@ def serve(main: Main, service: str, folder: Path, instance: str = "", debug: boo
         print(f"{service}: {error}", file=sys.stderr)
         if debug:
             traceback.print_exc()
-        return EXIT_USER
+        return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
     except KeyboardInterrupt:
         return 130
 
 
 async def _serve(main: Main, service: str, folder: Path, instance: str) -> int:
     run = Run.open(folder)
-    broker = patient(await run.connect())
+    broker = patient(await _connect(run))
     worker = Worker(run, service, f"{instance}-{os.getpid()}", broker)
     _listen(worker)
     async with worker:
-        return await _guard(main, run, worker)
+        return await guarded(main, run, worker)
 
 
-async def _guard(main: Main, run: Run, worker: Worker) -> int:
+async def _connect(run: Run) -> Broker:
+    """The broker may be starting, as everybody else."""
+    async for attempt in stamina.retry_context(on=StreamError, timeout=CONNECT_S, attempts=None, wait_initial=0.2, wait_max=2.0):
+        with attempt:
+            return await run.connect()
+    raise AssertionError("a retry ends with a value or an error")
+
+
+async def guarded(main: Main, run: Run, worker: Worker) -> int:
     """Whatever a service raises ends here, with an event that says so."""
     try:
         await main(run, worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -49,6 +50,7 @@ class Run:
         """Make the folder where there is none, and write config.json."""
         for name in ("weights", "state", "blobs", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        _name_run(folder / "state" / "run_id", config.name)
         write_private(folder / "config.json", msgspec.json.format(msgspec.json.encode(config)))
         return cls(folder, config)
 
@@ -98,15 +100,20 @@ class Run:
         return address.url, address.password
 
     def _identity(self) -> str:
-        """The run's name in every key and record: made once, kept in the folder."""
+        """The run's name in every key and record: made once, with the folder, and never changed."""
         file = self.state_dir / "run_id"
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return file.read_text()
-        with os.fdopen(descriptor, "w") as handle:
-            handle.write(f"{self.config.name}-{secrets.token_hex(4)}")
+        if not file.is_file():
+            raise ConfigError(f"{self.folder} holds half a run: {file} is missing. Start over with --fresh, or give another --out.")
         return file.read_text()
+
+
+def _name_run(file: Path, name: str) -> None:
+    """Write the run id, whole or not at all; the first writer wins."""
+    mine = file.with_name(f".{file.name}.{os.getpid()}")
+    mine.write_text(f"{name}-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileExistsError):
+        os.link(mine, file)
+    mine.unlink()
 
 
 def write_private(file: Path, body: bytes) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -22,7 +22,8 @@ T = TypeVar("T")
 Record = Prompt | Group | Scored
 KINDS: dict[Stage, type[Record]] = {Stage.ISSUED: Prompt, Stage.GENERATED: Group, Stage.SCORED: Scored}
 BEAT_S = 1.0
-STAMP_S = 0.1
+STAMP_S = 0.1   # between two looks at a broker that awaits the learner's stamp
+GOODBYE_S = 5.0
 LOOK_S = 0.02  # looks at the broker are no closer together than this
 
 
@@ -50,9 +51,11 @@ class Worker:
         self.state = "starting"
         self.waits_for = ""
         self.version = -1
+        self.behind = ""  # why the newest weights are not served, while that lasts
         self.counters: dict[str, float] = {}
         self.weights: Weights | None = None  # the newest manifest seen
         self.boot = ""
+        self.steps = 0                       # done, as the broker says
         self.closed = False
         self.draining = asyncio.Event()
         self._progress = 0
@@ -61,13 +64,15 @@ class Worker:
         self._reaped_s = 0.0
         self._faults = 0
         self._left = False
+        self._fault: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # ---------------------------------------------------------------- life
     async def __aenter__(self) -> Worker:
         await self.look()
         await self.emit("join", f"{self.instance} joined, pid {os.getpid()}")
-        self._tasks = [asyncio.create_task(job()) for job in (self._beat_on, self._watch, self._renew_on)]
+        for job in (self._beat_on, self._watch, self._renew_on):
+            self.in_background(job())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -76,10 +81,24 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Exception):  # leaving: the broker may be gone already
-            await self.broker.release([lease.entry for lease in self._held.values()])
-            self.state = "left"
-            await self._beat()
-            await self.emit("leave", f"{self.instance} left", wait_s=self.counters.get("wait_s", 0.0), cpu_s=time.process_time())
+            await asyncio.wait_for(self._say_goodbye(), GOODBYE_S)
+
+    async def _say_goodbye(self) -> None:
+        await self.broker.release([lease.entry for lease in self._held.values()])
+        self.state = "left"
+        await self._beat()
+        await self.emit("leave", f"{self.instance} left", wait_s=self.counters.get("wait_s", 0.0), cpu_s=time.process_time())
+
+    def in_background(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A job beside the service; what it raises stops the service at its next look."""
+        task = asyncio.create_task(job)
+        task.add_done_callback(self._note_fault)
+        self._tasks.append(task)
+        return task
+
+    def _note_fault(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fault = task.exception()
 
     def moved(self, by: int = 1) -> None:
         """Progress: what leases and liveness are judged by."""
@@ -101,7 +120,7 @@ class Worker:
         await self.broker.emit(Event(kind=kind, source=self.instance, born_s=time.time(), text=text, data=data))
 
     @contextlib.contextmanager
-    def waiting(self, what: str) -> Any:
+    def waiting(self, what: str) -> Iterator[None]:
         """Say what is waited for, and count the seconds."""
         start_s, self.state, self.waits_for = time.monotonic(), "waiting", what
         try:
@@ -119,7 +138,15 @@ class Worker:
         self.leave_if_over()
 
     def leave_if_over(self) -> None:
-        if self.closed or self.draining.is_set():
+        """Raise Ended when the run is over or this process is to leave, and what a background job raised."""
+        self.leave_if_asked()
+        if self.closed:
+            raise Ended
+
+    def leave_if_asked(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+        if self.draining.is_set():
             raise Ended
 
     async def look(self) -> None:
@@ -129,7 +156,7 @@ class Worker:
         if boot and boot != self.boot:
             self._held = {key: lease for key, lease in self._held.items() if lease.entry.boot == boot}
             self.boot = boot
-        self.closed = counters.end == "closed"
+        self.closed, self.steps = counters.end == "closed", counters.steps
         if counters.weights_n >= 0 and (self.weights is None or (self.weights.boot, self.weights.n) != (boot, counters.weights_n)):
             self.weights = await self.broker.weights()
 
@@ -139,7 +166,7 @@ class Worker:
         self.leave_if_over()
         if any(lease.entry.alone for lease in self._held.values()):
             return []
-        entries = await self._recovered(stage)
+        entries = await self._recovered(stage, count)
         if not entries and time.monotonic() - self._reaped_s > self.run.config.stream.lease_ttl_s / 4:
             self._reaped_s = time.monotonic()
             entries = await self.broker.reap(
@@ -169,15 +196,25 @@ class Worker:
         """Quarantine an entry's payload with its reason and have its group issued again."""
         self._held.pop(entry.id, None)
         await self.broker.quarantine(self.instance, reason, entry.body[:4096], entry.seq)
-        await self.broker.reissue(entry, reason)
+        await self.in_this_life(entry, lambda: self.broker.reissue(entry, reason))
         await self.emit("quarantine", f"group {entry.seq} at {entry.stage.stream}: {reason}", seq=entry.seq)
+
+    async def in_this_life(self, entry: Entry, call: Callable[[], Awaitable[str]]) -> str:
+        """Make a call, and again while a restarted broker awaits the learner's stamp; another boot voids the entry."""
+        while (answer := await call()) == "amnesia" and entry.boot == self.boot:
+            await self._await_stamp()
+        return answer
+
+    async def _await_stamp(self) -> None:
+        self.leave_if_asked()
+        await asyncio.sleep(STAMP_S)
+        await self.look()
 
     async def hand(self, pairs: Sequence[tuple[Lease[Any], Any]]) -> None:
         """Each lease's next record, atomically; "already" is fine: somebody else was first."""
         handed = {lease.entry.id: HandOff(lease.entry, encode(record)) for lease, record in pairs if self.holds(lease)}
         while handed and "amnesia" in await self.broker.hand(list(handed.values())):
-            await asyncio.sleep(STAMP_S)  # a restarted broker awaits the learner's stamp; another boot voids what is held
-            await self.look()
+            await self._await_stamp()  # another boot voids what is held
             handed = {key: item for key, item in handed.items() if key in self._held}
         self.forget(lease for lease, _ in pairs)
         self.moved(len(pairs))
@@ -194,6 +231,10 @@ class Worker:
     def holds(self, lease: Lease[Any]) -> bool:
         """Whether the lease is still of this life of the broker."""
         return lease.entry.id in self._held
+
+    @property
+    def progress(self) -> int:
+        return self._progress
 
     @property
     def held_ids(self) -> set[str]:
@@ -215,13 +256,17 @@ class Worker:
                 raise GarbageRecord(f"its {name} is {theirs!r}, this entry's is {ours!r}")
         return record  # type: ignore[no-any-return]
 
-    async def _recovered(self, stage: Stage) -> list[Entry]:
+    async def _recovered(self, stage: Stage, count: int) -> list[Entry]:
         """After an unanswered call, entries may lie under this name that this process does not know of."""
         faults = getattr(self.broker, "faults", 0)
         if faults == self._faults:
             return []
         self._faults = faults
-        return [e for e in await self.broker.own_pending(stage, self.instance) if e.id not in self._held]
+        found = [e for e in await self.broker.own_pending(stage, self.instance) if e.id not in self._held]
+        alone = [e for e in found if e.alone]
+        kept = alone[:1] if alone and not self._held else [e for e in found if not e.alone][:count]
+        await self.broker.release([e for e in found if e not in kept])
+        return kept
 
     # ---------------------------------------------------------------- background
     async def _beat_on(self) -> None:
@@ -235,7 +280,8 @@ class Worker:
         await self.broker.beat(
             Heartbeat(
                 service=self.service, instance=self.instance, pid=os.getpid(), born_s=time.time(), progress=self._progress,
-                state=self.state, waits_for=self.waits_for, version=self.version, counters=dict(self.counters),
+                state="behind" if self.behind else self.state, waits_for=self.behind or self.waits_for,
+                version=self.version, counters=dict(self.counters),
             )
         )
 
@@ -268,14 +314,19 @@ async def singleton(worker: Worker) -> AsyncIterator[None]:
     """The lease of a service of which one works and others wait. Safety never rests on it."""
     ttl_s = worker.run.config.stream.lease_ttl_s
     while not await worker.broker.hold(worker.service, worker.instance, ttl_s):
-        await worker.news(f"the other {worker.service}", ttl_s / 4)
+        worker.leave_if_asked()  # but not because the run is closed: the one before may have died before its last word
+        with worker.waiting(f"the other {worker.service}"):
+            await asyncio.sleep(min(1.0, ttl_s / 4))
 
     async def keep() -> None:
+        last = -1
         while True:
             await asyncio.sleep(ttl_s / 4)
-            await worker.broker.hold(worker.service, worker.instance, ttl_s)
+            if worker.progress != last or worker.state == "waiting":  # a hung one loses it
+                await worker.broker.hold(worker.service, worker.instance, ttl_s)
+            last = worker.progress
 
-    keeper = asyncio.create_task(keep())
+    keeper = worker.in_background(keep())
     try:
         yield
     finally:
