@@ -10,7 +10,7 @@ ARGS   ?=
 quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
 	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
 
-smollm2: $(VENV)/.installed      ## a real language model learns to answer in JSON, about six minutes
+smollm2: $(VENV)/.installed      ## a real language model learns to answer in JSON, about twelve minutes
 	$(BIN)/python recipes/fetch_smollm2.py
 	$(BIN)/streamopd run recipes/smollm2-json.toml $(ARGS)
 
@@ -26,7 +26,7 @@ test-slow: $(VENV)/.installed    ## the quickstart to its end, checked from outs
 test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium)
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
-test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe, shortened
+test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe in three steps, and its fetch
 	$(BIN)/python -m pytest -m smollm2 $(ARGS)
 
 lint: $(VENV)/.installed

@@ -4,83 +4,121 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from streamopd.assets import resolve
+from streamopd.errors import StreamopdError, SwapRefused
 from streamopd.evaluate.heldout import Heldout, accuracy, kl_heldout, shown, student_context, teacher_context
 from streamopd.evaluate.text import text_perplexity
 from streamopd.generate.engine import Request
 from streamopd.generate.hf import HFEngine
 from streamopd.grade.graders import choose
 from streamopd.grade.graders import load as load_grader
+from streamopd.learn.final import marked_step
 from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
-from streamopd.schemas import Evaluation, Outcome, Prompt
+from streamopd.schemas import Evaluation, Outcome, Prompt, Weights
 from streamopd.sync.swap import swap_in
 from streamopd.watch.journal import Journal, read
-from streamopd.worker import Ended, Run, Worker
+from streamopd.worker import Run, Worker
 
-FINAL_WAIT_S = 120.0
+FINAL_WAIT_S = 120.0  # from the end of the run to the learner's final/
+LOOK_S = 0.2
 
 
 async def main(run: Run, worker: Worker) -> None:
     """The student as it was and its teachers, then the student as it is."""
-    exam = await worker.compute(Exam, run)
-    journal = Journal(run.folder / "evaluations.jsonl")
-    known = {(line["who"], line["n"]) for line in read(run.folder / "evaluations.jsonl")}
+    exam = await worker.compute(Exam, run, worker.leave_if_asked)
+    results = Results(run.folder / "evaluations.jsonl", worker)
     for teacher_id in exam.teacher_ids:
-        if (f"teacher:{teacher_id}", 0) not in known:
-            journal.write(await worker.compute(exam.teacher, teacher_id))
-    if ("student", 0) not in known:
-        journal.write(await worker.compute(exam.student, resolve(run.config.student.model), 0))
-    await follow(run, worker, exam, journal)
-    steps = int((await worker.broker.counters()).steps)
-    folder = await final_folder(run.folder)
-    if folder is not None and steps:
-        journal.write(await worker.compute(exam.student, folder, steps))
+        await results.add(f"teacher:{teacher_id}", 0, exam.teacher, teacher_id)
+    await results.add("student", 0, exam.student, resolve(run.config.student.model), 0)
+    while True:
+        await follow(run, worker, exam, results)
+        n = await final_step(run, worker, FINAL_WAIT_S)
+        if n is not None:
+            await results.add("student", n, exam.student, run.folder / "final", n)
+            return
 
 
-async def follow(run: Run, worker: Worker, exam: Exam, journal: Journal) -> None:
+class Results:
+    """evaluations.jsonl: who was examined at which n. Nobody sits the same exam twice."""
+
+    def __init__(self, file: Path, worker: Worker) -> None:
+        self.worker, self.journal = worker, Journal(file)
+        self.known = {(line["who"], line["n"]) for line in read(file)}
+
+    @property
+    def newest(self) -> int:
+        """The latest student that was examined."""
+        return max((n for who, n in self.known if who == "student"), default=0)
+
+    async def add(self, who: str, n: int, examine: Callable[..., Evaluation], *values: object) -> None:
+        """Write `examine(*values)` down, unless it is known."""
+        if (who, n) not in self.known:
+            self.journal.write(await self.worker.compute(examine, *values))
+            self.known.add((who, n))
+
+
+async def follow(run: Run, worker: Worker, exam: Exam, results: Results) -> None:
     """Until the run is over; a look at the newest weights every `evaluate.every_steps` steps."""
-    every, last = run.config.evaluate.every_steps, 0
+    every, refused = run.config.evaluate.every_steps, -1
     while not worker.closed:
-        if worker.draining.is_set():
-            raise Ended
+        worker.leave_if_asked()
         newest = worker.weights
-        if every and newest is not None and newest.n >= last + every:
-            last = newest.n
-            journal.write(await worker.compute(exam.student, run.weights_dir / newest.folder, newest.n))
-        else:
+        if not every or newest is None or newest.n < results.newest + every or newest.n == refused:
             with worker.waiting("the end of the run"):
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(LOOK_S)
+            continue
+        try:
+            await worker.compute(exam.swap_in, newest, run.weights_dir)
+        except (SwapRefused, OSError) as error:  # deleted by now, as a rule: the next version will do
+            refused = newest.n
+            await worker.emit("behind", f"{worker.instance} did not look at weights {newest.n}: {error}", wanted=newest.n)
+        else:
+            await results.add("student", newest.n, exam.swapped, newest.n)
 
 
-async def final_folder(run_folder: Path) -> Path | None:
-    """final/, once the learner has written it; None when it never does."""
-    deadline_s = time.monotonic() + FINAL_WAIT_S
-    while not (run_folder / "final" / "config.json").is_file():
+async def final_step(run: Run, worker: Worker, wait_s: float) -> int | None:
+    """The step at which the run ended, once final/ holds its weights; None when the run goes on after all.
+
+    A run that is taken up again is closed in the broker, and has the final/ of its last end, until its learner leads.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while worker.closed:
+        worker.leave_if_asked()
+        steps, found = int((await worker.broker.counters()).steps), marked_step(run.folder / "final", run.id)
+        if found == steps:
+            return steps
         if time.monotonic() > deadline_s:
-            return None
-        await asyncio.sleep(0.1)
-    return run_folder / "final"
+            there = "no folder of this run" if found is None else f"step {found}"
+            raise StreamopdError(
+                f"The run ended at step {steps}, but {run.folder / 'final'} has {there} after {wait_s:.0f} s: the learner did not "
+                "save its student, so there is no figure for the end. Its log says why; the same command resumes the run."
+            )
+        with worker.waiting("final/"):
+            await asyncio.sleep(LOOK_S)
+    return None
 
 
 class Exam:
-    """The held-out questions, and the models that sit it."""
+    """The held-out questions, and the models that sit it. `heed` is called before each part, and may raise to end it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, heed: Callable[[], None]) -> None:
         config = run.config
         contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
         student = resolve(config.student.model)
         dataset, renderer = open_questions(
             config.data, config.seed, config.passes, student, contexts, run.id, run.method.digest
         )
-        self.config = config
+        self.config, self.heed = config, heed
         self.tokenizer = Tokenizer.open(student)
         self.prompts = [renderer.prompt(i, question) for i, question in enumerate(dataset.heldout)]
         self.grader = load_grader(choose(config.data.grader, config.data.train))
-        self.engines: dict[Path, HFEngine] = {}
+        self.teachers: dict[str, HFEngine] = {}
         self.teacher_answers: dict[str, Heldout] = {}
+        self.live: HFEngine | None = None  # takes published weights, one version after another
 
     @property
     def teacher_ids(self) -> list[str]:
@@ -89,7 +127,7 @@ class Exam:
 
     def teacher(self, teacher_id: str) -> Evaluation:
         """The teacher on its own questions, in its own context."""
-        engine = self._engine(resolve(self.config.teachers[teacher_id].model))
+        engine = self._teacher(teacher_id)
         prompts = [prompt for prompt in self.prompts if prompt.teacher_id == teacher_id]
         greedy = self._sit(engine, prompts, greedy=True, teacher=True)
         metrics = dict(greedy.metrics)
@@ -100,13 +138,28 @@ class Exam:
 
     def student(self, folder: Path, n: int) -> Evaluation:
         """The student in `folder`, and how far it is from its teachers."""
-        engine = self._open(folder)
+        return self._examine(self._open(folder, self.config.student.dtype), n)
+
+    def swap_in(self, weights: Weights, weights_dir: Path) -> None:
+        """Published weights into the one student that takes them; SwapRefused or OSError when they cannot be had."""
+        if self.live is None:
+            self.live = self._open(resolve(self.config.student.model), self.config.student.dtype)
+        self.live.swap_in(weights, weights_dir)
+
+    def swapped(self, n: int) -> Evaluation:
+        """The student of the published weights `n`, which were swapped in."""
+        assert self.live is not None, "no weights were swapped in"
+        assert self.live.version == n, f"weights {self.live.version} are in, not {n}"
+        return self._examine(self.live, n)
+
+    def _examine(self, engine: HFEngine, n: int) -> Evaluation:
         greedy = self._sit(engine, self.prompts, greedy=True)
         metrics = dict(greedy.metrics)
         if self.config.evaluate.sampled:
             sampled = self._sit(engine, self.prompts, greedy=False)
             metrics |= sampled.metrics | self._distance(engine, sampled)
         if self.tokenizer.has_chat_template:  # a model of language: what did it do to plain text?
+            self.heed()
             metrics["text_perplexity"] = text_perplexity(engine.model, self.tokenizer.encode)
         return self._evaluation("student", n, metrics, greedy)
 
@@ -115,11 +168,13 @@ class Exam:
         for teacher_id in self.teacher_ids:
             if teacher_id not in self.teacher_answers:
                 self.teacher(teacher_id)
-        teachers = {name: self._engine(resolve(self.config.teachers[name].model)).model for name in self.teacher_ids}
+        self.heed()
+        teachers = {name: self._teacher(name).model for name in self.teacher_ids}
         theirs = [answer for name in self.teacher_ids for answer in self.teacher_answers[name].answers]
         return kl_heldout(engine.model, teachers, theirs, sampled.answers)
 
     def _sit(self, engine: HFEngine, prompts: list[Prompt], greedy: bool, teacher: bool = False) -> Heldout:
+        self.heed()
         engine.temperature = 0.0 if greedy else (self.config.generator.temperature or 1.0)
         return accuracy(
             engine, Request, prompts, self._grade, self.tokenizer.decode, kind="greedy" if greedy else "sampled",
@@ -129,14 +184,17 @@ class Exam:
     def _grade(self, asked: list[tuple[Prompt, str, bool]]) -> list[Outcome | None]:
         return [self.grader(*answer) for answer in asked]
 
-    def _engine(self, folder: Path) -> HFEngine:
-        if folder not in self.engines:
-            self.engines[folder] = self._open(folder)
-        return self.engines[folder]
+    def _teacher(self, teacher_id: str) -> HFEngine:
+        """The teacher's engine; teachers of one model share it."""
+        teacher = self.config.teachers[teacher_id]
+        key = f"{teacher.model} {teacher.dtype}"
+        if key not in self.teachers:
+            self.teachers[key] = self._open(resolve(teacher.model), teacher.dtype)
+        return self.teachers[key]
 
-    def _open(self, folder: Path) -> HFEngine:
+    def _open(self, folder: Path, dtype: str) -> HFEngine:
         return HFEngine(
-            folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=self.config.student.dtype,
+            folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=dtype,
             max_inflight=self.config.evaluate.batch_size,
         )
 

@@ -6,6 +6,7 @@ import time
 
 from streamopd.assets import resolve
 from streamopd.errors import GarbageRecord
+from streamopd.learn.final import unmark
 from streamopd.learn.lineage import Lineage
 from streamopd.learn.schedule import Schedule
 from streamopd.learn.student import Adapter
@@ -36,7 +37,8 @@ async def main(run: Run, worker: Worker) -> None:
     durable = await worker.broker.durable()
     lineage = Lineage(worker.broker, trainer, run.state_dir, publish_weights, digest, run.method.digest, restamp=durable)
     async with singleton(worker):
-        await lineage.start(may_go_on=True)
+        await lineage.start()
+        unmark(run.folder / "final")
         worker.version = lineage.n
         for warning in lineage.warnings:
             await worker.emit("warning", warning)
@@ -157,6 +159,6 @@ async def due(run: Run, lineage: Lineage) -> bool:
 async def finish(run: Run, worker: Worker, lineage: Lineage, trainer: Trainer) -> None:
     """The final account, and final/ as a folder that plain transformers loads."""
     checkpoint = await lineage.finish()
-    await worker.compute(trainer.save_hf, run.folder / "final")
+    await worker.compute(trainer.save_hf, run.folder / "final", checkpoint.n, run.id)
     await worker.emit("end", f"the run ended at step {checkpoint.n}", n=checkpoint.n, fed=checkpoint.fed)
     raise Ended

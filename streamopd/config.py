@@ -11,6 +11,7 @@ import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Struct
@@ -240,7 +241,24 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (c.sync.keep_versions >= 2, f"sync.keep_versions is {c.sync.keep_versions}; a swap needs at least 2 folders."),
         (c.generator.replicas >= 1 and c.teacher.replicas >= 1, "generator.replicas and teacher.replicas must be at least 1."),
         (c.learn.max_age_steps >= 0, f"learn.max_age_steps is {c.learn.max_age_steps}; it cannot be below 0."),
+        (
+            c.group_size <= c.generator.max_inflight,
+            f"group_size is {c.group_size}, generator.max_inflight is {c.generator.max_inflight}; the answers to one prompt are "
+            "written side by side: raise the second or lower the first.",
+        ),
+        (
+            not _holds_password(c.redis.url),
+            "redis.url holds a password, and settings are shown to people; put the password into an environment variable and "
+            "name it in redis.password_env.",
+        ),
     ]
+
+
+def _holds_password(url: str) -> bool:
+    """Whether there is one before the @, or in the query. Wider than the law of URLs: a password may not be well-formed."""
+    address, _, query = url.partition("?")
+    user, at, _ = address.rpartition("//")[2].rpartition("@")
+    return (bool(at) and ":" in user) or any(key == "password" for key, _ in parse_qsl(query, keep_blank_values=True))
 
 
 def reference() -> list[tuple[str, Any]]:

@@ -4,71 +4,140 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import signal
-import time
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from streamopd.errors import StreamopdError
-from streamopd.stream import Broker
 from streamopd.stream.memory import MemoryBroker, MemoryStore
-from streamopd.watch.display import Display
-from streamopd.watch.journal import Journal
-from streamopd.worker import Ended, Run, Worker
+from streamopd.worker import Run, Worker
+from streamopd.worker.process import guarded
 
-from .outcome import Account, last_metrics, write_outcome
+from .lookout import Lookout
+from .outcome import completed_before, shortfall, write_outcome
 
 ORDER = ("learner", "feeder", "generator", "teacher", "packer")
+LOOK_S = 0.5
 
 
 def run_in_process(run: Run) -> int:
-    """0: completed. 130: stopped by Ctrl-C."""
-    return asyncio.run(_run(run))
+    """0: completed, now or before. 130: stopped by Ctrl-C. StreamopdError: failed, and why."""
+    together = Together(run)
+    before = completed_before(run.folder, run.config.learn.max_steps)
+    if before:
+        together.lookout.display.finish(*before)
+        return 0
+    (run.folder / "summary.json").unlink(missing_ok=True)
+    with traces_in(together.log_path):
+        return asyncio.run(together.run_all())
 
 
-async def _run(run: Run) -> int:
-    started_s = time.time()
-    store = MemoryStore()
-    account, display = Account(), Display(run.config.name, run.config.learn.max_steps)
-    watcher = MemoryBroker(run.limits, store)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, run.stop_file.touch)
-    watching = asyncio.create_task(_watch(run, watcher, account, display, started_s))
-    services = {name: importlib.import_module(f"streamopd.services.{name}") for name in _names(run)}
-    try:
-        await asyncio.gather(*(_serve(module, name, run, MemoryBroker(run.limits, store)) for name, module in services.items()))
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        account.note(await watcher.beats())
-    status = "stopped" if run.stop_file.exists() else "completed"
-    summary, report = write_outcome(run.folder, status, started_s, list(account.lives.values()))
-    display.finish(summary, report, "")
-    return 130 if status == "stopped" else 0
+class Together:
+    """The services of a run on one event loop; a failure of one is a failure of the run."""
 
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.log_path = run.folder / "logs" / "in-process.log"
+        self.lookout = Lookout(run)
+        self.store = MemoryStore()
+        self.workers: dict[str, Worker] = {}
+        self.stopping = False
 
-def _names(run: Run) -> tuple[str, ...]:
-    return (*ORDER, "evaluator") if run.config.evaluate.enabled else ORDER
-
-
-async def _serve(module: ModuleType, service: str, run: Run, broker: Broker) -> None:
-    """One service to its end; a failure of one is a failure of the run."""
-    async with Worker(run, service, f"{service}-0", broker, inline=True) as worker:
+    async def run_all(self) -> int:
+        """Serve to the end, to a failure, or until people ask to stop; then the account."""
+        serving = asyncio.create_task(self._serve_all())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, serving)
         try:
-            await module.main(run, worker)
-        except Ended:
+            await asyncio.wait([serving])
+            failure = None if serving.cancelled() else failure_in(serving.exception())
+            await self.lookout.look(self._broker())
+            return self._conclude(failure)
+        finally:
+            self.lookout.display.stop()
+
+    async def _serve_all(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            async with asyncio.TaskGroup() as services:
+                for service in self._names():
+                    services.create_task(self._serve(service))
+            watching.cancel()
+
+    def _names(self) -> tuple[str, ...]:
+        return (*ORDER, "evaluator") if self.run.config.evaluate.enabled else ORDER
+
+    async def _serve(self, service: str) -> None:
+        """One service to its end."""
+        module = importlib.import_module(f"streamopd.services.{service}")
+        async with Worker(self.run, service, f"{service}-0", self._broker(), inline=True) as worker:
+            self.workers[service] = worker
+            if await guarded(module.main, self.run, worker):
+                raise StreamopdError(f"{service} failed. {self._last_failure()} The trace is in {self.log_path}")
+
+    def _broker(self) -> MemoryBroker:
+        return MemoryBroker(self.run.limits, self.store)
+
+    def _last_failure(self) -> str:
+        return next((event.text for _, event in reversed(self.store.events) if event.kind == "failure"), "")
+
+    async def _watch(self) -> None:
+        """Events to events.jsonl, signs of life to the screen."""
+        broker = self._broker()
+        while True:
+            await self.lookout.look(broker)
+            await asyncio.sleep(LOOK_S)
+
+    def _ask_to_stop(self, serving: asyncio.Task[None]) -> None:
+        """Ctrl-C: the step in hand is finished and kept, nobody is examined any more; a second one does not wait."""
+        if self.stopping:
+            serving.cancel()
             return
-        except OSError as error:
-            raise StreamopdError(f"{service}: {error}") from error
+        self.stopping = True
+        self.run.stop_file.touch()
+        if "evaluator" in self.workers:
+            self.workers["evaluator"].draining.set()
+        self.lookout.say("stop", "supervisor", "stopping after the step in hand; Ctrl-C again stops at once")
+
+    def _conclude(self, failure: StreamopdError | None) -> int:
+        """Write down what the run came to. A failure is raised whatever becomes of its summary."""
+        stopped = self.stopping or self.run.stop_file.exists()
+        missing = "" if failure or stopped else shortfall(self.run.folder, self.run.config.learn.max_steps)
+        failure = StreamopdError(missing) if missing else failure
+        status = "failed" if failure else "stopped" if stopped else "completed"
+        try:
+            lives = list(self.lookout.account.lives.values())
+            summary, report = write_outcome(self.run.folder, status, self.lookout.started_s, lives)
+            self.lookout.display.finish(summary, report, str(failure or ""))
+        finally:
+            if failure:
+                raise failure
+        return 130 if stopped else 0
 
 
-async def _watch(run: Run, broker: Broker, account: Account, display: Display, started_s: float) -> None:
-    """Events to events.jsonl, signs of life to the screen."""
-    events, event_id = Journal(run.folder / "events.jsonl"), "0"
-    while True:
-        counters, beats = await broker.counters(), await broker.beats()
-        account.note(beats)
-        for newer_id, event in await broker.events(event_id):
-            event_id = newer_id
-            events.write(event)
-            display.event(event)
-        display.update(counters, beats, last_metrics(run.folder), time.time() - started_s)
-        await asyncio.sleep(0.5)
+def failure_in(error: BaseException | None) -> StreamopdError | None:
+    """What went wrong first, as one of ours: the others were cancelled for it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is None or isinstance(error, StreamopdError):
+        return error
+    failure = StreamopdError(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+@contextmanager
+def traces_in(file: Path) -> Iterator[None]:
+    """What the services log goes to `file`, as each one's would to its own, and not between what people read."""
+    log, handler = logging.getLogger("streamopd"), logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    before, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+        handler.close()

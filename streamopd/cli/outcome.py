@@ -27,6 +27,33 @@ class Account:
         self.lives.update({f"{beat.instance}/{beat.pid}": beat for beat in beats})
 
 
+def shortfall(folder: Path, max_steps: int) -> str:
+    """What a run lacks that nobody stopped, as a sentence; "" when it is complete."""
+    newest = load_newest(folder / "state")
+    if newest is None or not newest.checkpoint.done:
+        return f"The learner left no final checkpoint in {folder / 'state'}. Give the same command again to resume."
+    if newest.checkpoint.n < max_steps:
+        return f"The run ended at step {newest.checkpoint.n} of {max_steps}. Give the same command again to resume."
+    if not (folder / "final" / "config.json").is_file():
+        return f"{folder / 'final'} holds no model: config.json is not there. Give the same command again to write it."
+    return ""
+
+
+def completed_before(folder: Path, max_steps: int) -> tuple[summaries.Summary, Path] | None:
+    """(summary, report) of a run that was completed and has its `max_steps` already; None when there is something to do."""
+    file = folder / "summary.json"
+    if not max_steps or not file.is_file():
+        return None
+    try:
+        summary = msgspec.json.decode(file.read_bytes(), type=summaries.Summary)
+    except msgspec.MsgspecError:  # written by another version
+        return None
+    if summary.status != "completed" or shortfall(folder, max_steps):
+        return None
+    report = folder / "report.html"
+    return summary, report if report.is_file() else write_report(folder)
+
+
 def write_outcome(folder: Path, status: str, started_s: float, lives: list[Heartbeat]) -> tuple[summaries.Summary, Path]:
     """Summarise, write summary.json and report.html."""
     metrics = read(folder / "metrics.jsonl")

@@ -14,8 +14,10 @@ import msgspec
 from streamopd import config as configs
 from streamopd import methods
 from streamopd.assets import resolve
+from streamopd.assets.vocabulary import vocabulary_problem
 from streamopd.config import Config
 from streamopd.errors import ConfigError
+from streamopd.stream.server import stop_survivor
 from streamopd.worker import Run
 from streamopd.worker.process import serve, small_machine_threads
 
@@ -74,6 +76,9 @@ def preflight(config: Config, folder: Path) -> None:
     method = methods.load(config.method)
     for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
         resolve(model)
+    for teacher in config.teachers.values():
+        if problem := vocabulary_problem(resolve(config.student.model), resolve(teacher.model)):
+            raise ConfigError(problem)
     from streamopd.grade.graders import choose
     from streamopd.grade.graders import load as load_grader
     from streamopd.prompts.open import open_questions
@@ -140,6 +145,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def empty(folder: Path) -> None:
     """Remove what a run wrote, and nothing else that lies there."""
+    stop_survivor(folder / "state" / "broker")
     for name in PARTS:
         target = folder / name
         if target.is_dir():

@@ -4,78 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
-from typing import IO
+from contextlib import suppress
 
-import msgspec
-
-from streamopd.errors import StreamopdError
-from streamopd.schemas import Event
-from streamopd.stream import Broker
-from streamopd.stream.server import Server, start_server
-from streamopd.watch.display import Display
-from streamopd.watch.journal import Journal
+from streamopd.errors import StreamError, StreamopdError
+from streamopd.learn.checkpoint import load_newest, newest_lineage
+from streamopd.stream import Broker, Counters
 from streamopd.worker import Run
-from streamopd.worker.patient import patient
-from streamopd.worker.process import EXIT_USER, die_with_parent
-from streamopd.worker.run import BrokerAddress, write_private
+from streamopd.worker.process import EXIT_USER
 
-from .outcome import Account, last_metrics, write_outcome
+from .child import Child, Command, service_command
+from .embedded import EmbeddedBroker
+from .lookout import Lookout
+from .outcome import completed_before, shortfall, write_outcome
 
 TICK_S = 0.5
-MAX_RESTARTS = 5           # without a step in between
-GRACE_S = 30.0
-
-
-class Child:
-    """One service process and its history."""
-
-    def __init__(self, run: Run, service: str, index: int) -> None:
-        self.run, self.service, self.name = run, service, f"{service}-{index}"
-        self.restarts = 0
-        self.next_start_s = 0.0
-        self.process: subprocess.Popen[bytes] | None = None
-        self.log_path = run.folder / "logs" / f"{self.name}.log"
-
-    def start(self) -> None:
-        log: IO[bytes]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamopd", self.service, str(self.run.folder), "--instance", self.name],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
-            )
-
-    def code(self) -> int | None:
-        """None while it runs; -9 after a SIGKILL."""
-        return self.process.poll() if self.process else None
-
-    def send(self, number: int) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(number)
-
-    def last_words(self) -> str:
-        """The end of its log, for the sentence that says why it died."""
-        lines = self.log_path.read_text(errors="replace").strip().splitlines() if self.log_path.is_file() else []
-        return lines[-1] if lines else "it left no log"
+PATIENCE_S = 120.0         # with a broker that does not answer: as long as the services have
+GRACE_S = 30.0             # for the services to see the end and leave
+FAILED_S = 5.0             # the same once the run has failed
+EXAM_S = 2.0               # for the evaluator's last look once people want to stop
+STALL_S = 600.0            # an evaluator that makes no progress for so long hangs
 
 
 class Supervisor:
     """Starts the broker and the services; ends with the run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, command: Command = service_command) -> None:
         self.run_ = run
-        self.account = Account()
-        self.display = Display(run.config.name, run.config.learn.max_steps)
-        self.events = Journal(run.folder / "events.jsonl")
-        self.children = [Child(run, service, i) for service, count in self._wanted().items() for i in range(count)]
-        self.server: Server | None = None
-        self.stopping = False
+        self.broker = EmbeddedBroker(run)
+        self.lookout = Lookout(run)
+        names = [(service, f"{service}-{i}") for service, count in self._wanted().items() for i in range(count)]
+        self.children = [
+            Child(service, name, command(run.folder, service, name), run.folder / "logs" / f"{name}.log") for service, name in names
+        ]
+        self.evaluator = next((child for child in self.children if child.service == "evaluator"), None)
+        self.stopping = False      # people asked: the step in hand is finished first
+        self.at_once = False       # they asked twice
         self.failure = ""
-        self.started_s = time.time()
-        self._event_id = "0"
-        self._steps = 0
+        self._lineage = newest_lineage(run.state_dir)  # of lives before: what is higher is of this one
+        self._exam_until_s = 0.0   # once people want to stop
 
     def _wanted(self) -> dict[str, int]:
         config = self.run_.config
@@ -83,136 +50,173 @@ class Supervisor:
         return services | ({"evaluator": 1} if config.evaluate.enabled else {})
 
     def run(self) -> int:
-        """0: completed. 1: failed. 2: refused. 130: stopped by Ctrl-C."""
+        """0: completed, now or before. 130: stopped by Ctrl-C. StreamopdError: failed, and why."""
+        before = completed_before(self.run_.folder, self.run_.config.learn.max_steps)
+        if before:
+            self.lookout.display.finish(*before)
+            return 0
+        (self.run_.folder / "summary.json").unlink(missing_ok=True)
         try:
-            self._start_broker()
+            self.broker.start()
             return asyncio.run(self._watch())
         finally:
             self._kill_all()
-            if self.server:
-                self.server.stop()
-
-    def _start_broker(self) -> None:
-        """The embedded server, new or again on its folder: everything acknowledged is there."""
-        if self.run_.config.redis.url:
-            return
-        self.server = start_server(self.run_.state_dir / "broker")
-        address = BrokerAddress(url=self.server.url, password=self.server.password)
-        write_private(self.run_.state_dir / "broker.json", msgspec.json.encode(address))
+            self.lookout.display.stop()
+            self.broker.stop()
 
     async def _watch(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._ask_to_stop)
-        broker = patient(await self.run_.connect(), patience_s=20.0)
-        await self._skip_old_events(broker)
+        self._listen()
+        broker = await self.run_.connect()
         try:
+            await self.lookout.skip_old_events(broker)
             await self._until_over(broker)
             await self._until_gone(broker)
+        except (StreamopdError, OSError) as error:
+            self.failure = self.failure or ("" if self.at_once else str(error))
         finally:
-            await self._gather(broker)
+            self._kill_all()
+            with suppress(StreamopdError, OSError):  # what went wrong before is the cause
+                await self.lookout.look(broker)
             await broker.close_connection()
         return self._conclude()
 
+    # ---------------------------------------------------------------- the run
     async def _until_over(self, broker: Broker) -> None:
-        """Tick while the run is on: restart who died, show what goes on."""
-        first = (await broker.counters()).steps
-        while not self.failure:
-            await self._tend_broker()
-            counters = await self._gather(broker)
-            if counters.end == "closed" and self._learner_left():
+        """Tick while the run is on: start what is needed, restart who died, show what goes on."""
+        first = (await self._look(broker)).steps
+        while not self.failure and not self.at_once:
+            codes = [child.code() for child in self.children]  # before the look: it sees the end that made them leave
+            counters = await self._look(broker)
+            if self._learner_is_done():
                 return
-            for child in self.children:
-                self._tend(child, over=counters.end == "closed", learning=counters.steps > first)
+            for child, code in zip(self.children, codes, strict=True):
+                self._tend(child, code, closed=counters.end == "closed", learning=counters.steps > first)
             await asyncio.sleep(TICK_S)
 
     async def _until_gone(self, broker: Broker) -> None:
-        """The others see the end and leave; who does not is told, then killed."""
-        deadline_s = time.monotonic() + (GRACE_S if not self.failure else 5.0) + (300.0 if self._evaluating() else 0.0)
-        told = bool(self.failure)
-        if told:
+        """The evaluator has its last look and the others leave; who does not is killed."""
+        deadline_s = time.monotonic() + (FAILED_S if self.failure else GRACE_S)
+        if self.failure:
             self._tell_all(signal.SIGTERM)
-        while any(child.code() is None for child in self.children if child.process) and time.monotonic() < deadline_s:
-            if self.stopping and not told:
-                told = True
-                self._tell_all(signal.SIGTERM)
-            await self._gather(broker)
+        if self.evaluator:
+            self.evaluator.moved_s = time.monotonic()  # until now it waited for the end, which is no stall
+        while not self.at_once:
+            exam_goes_on = self._tend_exam()
+            others = [child for child in self.children if child.alive and (self.failure or child is not self.evaluator)]
+            if not exam_goes_on and (not others or time.monotonic() > deadline_s):
+                return
+            await self._look(broker)
             await asyncio.sleep(TICK_S / 2)
 
-    async def _gather(self, broker: Broker):  # type: ignore[no-untyped-def]
-        """The broker's view and everybody's signs of life, into the account and onto the screen."""
-        counters, beats = await broker.counters(), await broker.beats()
-        self.account.note(beats)
-        await self._write_events(broker)
-        self._steps = max(self._steps, counters.steps)
-        self.display.update(counters, beats, last_metrics(self.run_.folder), time.time() - self.started_s)
-        return counters
-
-    async def _write_events(self, broker: Broker) -> None:
-        for event_id, event in await broker.events(self._event_id):
-            self._event_id = event_id
-            self.events.write(event)
-            self.display.event(event)
-
-    async def _skip_old_events(self, broker: Broker) -> None:
-        for event_id, _ in await broker.events(self._event_id):
-            self._event_id = event_id
-
-    async def _tend_broker(self) -> None:
-        """A broker that died is started on its folder; the services wait for it meanwhile."""
-        if self.server and not self.server.running():
-            await asyncio.to_thread(self._start_broker)
-            self._say("restart", "broker", "the broker ended and was started again on its folder")
-
-    def _tend(self, child: Child, over: bool, learning: bool) -> None:
+    def _tend(self, child: Child, code: int | None, closed: bool, learning: bool) -> None:
         """Start, and restart with back-off; a crash loop or a refusal ends the run with its reason."""
-        code = child.code()
-        if child.service == "evaluator" and child.process is None and not (learning or over):
-            return  # fewer torch imports at once: the first step is sooner
-        if child.process is not None and code is None:
-            return
-        if child.process is not None and code is not None:
-            if code == 0 and (over or self.stopping or child.service == "evaluator"):
+        if code is not None:
+            if self._left_for_good(child, code, closed):
                 return
             if code == EXIT_USER:
                 self.failure = f"{child.name} gave up. {child.last_words()}"
                 return
-            self._note_death(child, code)
-            child.process = None
-        if not self.failure and time.monotonic() >= child.next_start_s:
+            self._bury(child, code)
+        due = child.process is None and time.monotonic() >= child.start_after_s
+        if due and not self.failure and self._needed(child, closed, learning):
             child.start()
 
-    def _note_death(self, child: Child, code: int) -> None:
-        child.restarts = child.restarts + 1 if self._steps == getattr(child, "steps_at_death", -1) else 1
-        child.steps_at_death = self._steps  # type: ignore[attr-defined]
-        child.next_start_s = time.monotonic() + min(8.0, 0.5 * 2 ** (child.restarts - 1))
-        self._say("restart", child.name, f"{child.name} ended with code {code}; start {child.restarts + 1} follows")
-        if child.restarts > MAX_RESTARTS:
+    def _needed(self, child: Child, closed: bool, learning: bool) -> bool:
+        """A closed run is the learner's alone: it opens it again, or finishes it."""
+        if child.service == "learner":
+            return True
+        if closed or self.stopping:
+            return False
+        return learning or child is not self.evaluator  # fewer torch imports at once: the first step is sooner
+
+    def _left_for_good(self, child: Child, code: int, closed: bool) -> bool:
+        """Who is not needed any more; the learner always is, and the evaluator until it has seen the end."""
+        if child.service == "learner":
+            return False
+        return self.stopping or (closed and (code == 0 or child is not self.evaluator))
+
+    def _bury(self, child: Child, code: int) -> None:
+        child.bury(self.lookout.steps)
+        self.lookout.say("restart", child.name, f"{child.name} ended with code {code}; start {child.deaths.counted + 1} follows")
+        if child.deaths.too_many:
             self.failure = (
-                f"{child.name} died {child.restarts} times without a step in between. Its last words: {child.last_words()} "
-                f"The whole log: {child.log_path}"
+                f"{child.name} died {child.deaths.too_many}. Its last words: {child.last_words()} The whole log: {child.log_path}"
             )
 
-    def _say(self, kind: str, source: str, text: str) -> None:
-        event = Event(kind=kind, source=source, born_s=time.time(), text=text)
-        self.events.write(event)
-        self.display.event(event)
+    def _learner_is_done(self) -> bool:
+        """It left, and its last checkpoint is a final one of this life: a 0 alone may have been a closed door."""
+        left = all(child.code() == 0 for child in self.children if child.service == "learner")
+        if not left or newest_lineage(self.run_.state_dir) == self._lineage:
+            return False
+        newest = load_newest(self.run_.state_dir)
+        return newest is not None and newest.checkpoint.done and newest.checkpoint.lineage > self._lineage
+
+    def _tend_exam(self) -> bool:
+        """Whether the evaluator is waited for: started again when it dies, killed when it hangs, hurried when people leave."""
+        child = self.evaluator
+        if child is None or self.failure:
+            return False
+        if self.stopping:
+            if not self._exam_until_s:
+                self._exam_until_s = time.monotonic() + EXAM_S
+                child.send(signal.SIGTERM)
+            return child.alive and time.monotonic() < self._exam_until_s
+        code = child.code()
+        if code == 0:
+            return False
+        if child.alive and time.monotonic() - child.moved_s > STALL_S:
+            self.lookout.say("stall", child.name, f"{child.name} made no progress for {STALL_S:.0f} s and is killed")
+            child.send(signal.SIGKILL)
+        self._tend(child, code, closed=False, learning=True)
+        return not self.failure
+
+    async def _look(self, broker: Broker) -> Counters:
+        """What the broker says; one that does not answer is waited for, or started again where it is ours."""
+        deadline_s, told = time.monotonic() + PATIENCE_S, False
+        while True:
+            if self.broker.tend(self.lookout.steps):
+                self.lookout.say("restart", "broker", "the broker ended and was started again on its folder")
+            try:
+                counters, beats = await self.lookout.look(broker)
+            except StreamError as error:
+                if self.failure or self.at_once or time.monotonic() > deadline_s:
+                    raise StreamopdError(
+                        f"The broker was lost: {error} It was waited for {PATIENCE_S:.0f} s. "
+                        "Start it, then give the same command again: the run goes on from its last checkpoint."
+                    ) from error
+                if not told:
+                    told = True
+                    self.lookout.say("broker", "supervisor", f"waiting up to {PATIENCE_S:.0f} s for the broker: {error}")
+                await asyncio.sleep(TICK_S)
+                continue
+            for child in self.children:
+                child.note(beats)
+            return counters
+
+    # ---------------------------------------------------------------- people
+    def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._ask_to_stop)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup, which means: go on
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     def _ask_to_stop(self) -> None:
         """Ctrl-C: the step in hand is finished and kept; a second one does not wait."""
         if self.stopping:
-            self.failure = "stopped at once: Ctrl-C came twice. The same command resumes from the last checkpoint."
+            self.at_once = True
             return
         self.stopping = True
         self.run_.stop_file.touch()
-        self._say("stop", "supervisor", "stopping after the step in hand; Ctrl-C again stops at once")
+        self.lookout.say("stop", "supervisor", "stopping after the step in hand; Ctrl-C again stops at once")
 
-    def _learner_left(self) -> bool:
-        return all(child.code() == 0 for child in self.children if child.service == "learner")
+    def _hang_up(self) -> None:
+        """The terminal went away: stop as for SIGTERM. One closed window may say so twice."""
+        self.lookout.go_silent()
+        if not self.stopping:
+            self._ask_to_stop()
 
-    def _evaluating(self) -> bool:
-        return not self.stopping and not self.failure and self.run_.config.evaluate.enabled
-
+    # ---------------------------------------------------------------- the end
     def _tell_all(self, number: int) -> None:
         for child in self.children:
             child.send(number)
@@ -225,11 +229,17 @@ class Supervisor:
                 child.process.wait()
 
     def _conclude(self) -> int:
-        status = "failed" if self.failure else "stopped" if self.stopping else "completed"
-        summary, report = write_outcome(self.run_.folder, status, self.started_s, list(self.account.lives.values()))
-        self.display.finish(summary, report, self.failure)
-        if self.failure:
-            raise StreamopdError(self.failure)
-        return 130 if self.stopping else 0
-
-
+        """Write down what the run came to. A failure is raised whatever becomes of its summary."""
+        stopped = self.stopping or self.run_.stop_file.exists()
+        if not self.failure and not stopped:
+            self.failure = shortfall(self.run_.folder, self.run_.config.learn.max_steps)
+        status = "failed" if self.failure else "stopped" if stopped else "completed"
+        assert status != "completed" or self.evaluator is None or self.evaluator.code() == 0
+        try:
+            lives = list(self.lookout.account.lives.values())
+            summary, report = write_outcome(self.run_.folder, status, self.lookout.started_s, lives)
+            self.lookout.display.finish(summary, report, self.failure)
+        finally:
+            if self.failure:
+                raise StreamopdError(self.failure)
+        return 130 if stopped else 0

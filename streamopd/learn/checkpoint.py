@@ -40,7 +40,6 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     done: bool = False
     unused: list[int] = []      # issued without a fate when the run ended; a resumed run issues them again
     fed: int = 0
-    totals: dict[str, float] = {}  # counters that go on across lives: tokens, steps, seconds
 
 
 class Saved(Struct, frozen=True):

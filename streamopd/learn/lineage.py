@@ -36,10 +36,10 @@ class Lineage:
         self.base = (0, 0)              # (lineage, n) of the checkpoint that was loaded or written last
 
     # ---------------------------------------------------------------- start
-    async def start(self, may_go_on: bool) -> None:
+    async def start(self) -> None:
         """Take a lineage, fence the learner before, then load; join the broker's life or rebuild it.
 
-        `may_go_on`: whether a run that ended is to be taken up again (more steps were asked for).
+        A run that had ended is taken up again: what was left unused is issued again.
         """
         self.number = grant_lineage(self.state_dir)
         before = await self.broker.counters()
@@ -48,7 +48,7 @@ class Lineage:
         done = self._load()
         now = await self.broker.counters()
         same_life = bool(now.boot) and now.stamped and now.boot == self.boot and self.base >= await self.broker.committed()
-        if not same_life or (done and may_go_on):
+        if not same_life or done:
             await self.rebuild()
             await self.checkpoint()  # so that a kill before the next one costs a replay and not another rebuild
             return

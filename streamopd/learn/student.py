@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from msgspec import Struct
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from streamopd.errors import UserError
+
+from .final import mark
 
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # of an HF folder, beside weights: tokenizer and generation settings
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -72,9 +76,30 @@ class Student:
     def _served(self, tensor: Tensor) -> Tensor:
         return (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).cpu().contiguous()
 
-    def save_hf(self, folder: Path) -> None:
-        """A folder that plain transformers loads: merged weights, config, and the source's tokenizer."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_hf(self, folder: Path, n: int, run: str) -> None:
+        """A folder that plain transformers loads: merged weights, config, the source's tokenizer, and whose step `n` it is.
+
+        A reader sees the folder that was there or the new one, always whole. UserError when the disk takes no more.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        unfinished = Path(tempfile.mkdtemp(prefix=_beside(folder), dir=folder.parent))
+        try:
+            self._fill(unfinished)
+            mark(unfinished, run, n)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(_no_room(folder, self.nbytes, error)) from error
+        _put_in_place(unfinished, folder)
+        _sweep(folder)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole weights in the dtype that is served."""
+        return sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+
+    def _fill(self, folder: Path) -> None:
+        folder.chmod(0o755)  # mkdtemp hides it from other users
         for pattern in COPIED:
             for file in self.folder.glob(pattern):
                 if not any(file.match(weights) for weights in WEIGHT_FILES):
@@ -82,6 +107,32 @@ class Student:
         self.model.config.dtype = self.dtype
         self.model.config.save_pretrained(folder)
         save_file(self.tensors(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _beside(folder: Path) -> str:
+    """How the temporary siblings of `folder` are called: unfinished ones, and the one that was replaced."""
+    return f".{folder.name}-"
+
+
+def _put_in_place(finished: Path, folder: Path) -> None:
+    """The old folder out of the way in one rename, the new one in by another."""
+    if folder.exists():
+        folder.rename(Path(tempfile.mkdtemp(prefix=_beside(folder), dir=folder.parent)) / folder.name)
+    finished.rename(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what was replaced, and what a killed learner left; one learner writes, so nobody is at work in it."""
+    for sibling in folder.parent.glob(f"{_beside(folder)}*"):
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _no_room(folder: Path, needed: int, error: Exception) -> str:
+    free = shutil.disk_usage(folder.parent).free
+    return (
+        f"The student could not be saved to {folder} ({error}): it needs {needed:,} bytes, {free:,} are free. "
+        "Make room and start the run again: it writes the folder from its last checkpoint."
+    )
 
 
 def _load(folder: Path, device: torch.device) -> Any:

@@ -182,9 +182,9 @@ class Trainer:
         """The whole student by HF names, for publishing; see `Student.tensors`."""
         return self.student.tensors()
 
-    def save_hf(self, folder: Path) -> None:
-        """The student as an HF folder."""
-        self.student.save_hf(folder)
+    def save_hf(self, folder: Path, n: int, run: str) -> None:
+        """The student after `n` steps of `run` as an HF folder, whole or not at all; see `Student.save_hf`."""
+        self.student.save_hf(folder, n, run)
 
     @property
     def nbytes(self) -> int:

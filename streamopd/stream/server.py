@@ -12,10 +12,12 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import redis
@@ -28,6 +30,7 @@ from streamopd.errors import StreamError
 START_S = 60.0     # loading a large append-only file takes about 3 s a GB
 STOP_S = 10.0
 LONGEST_SOCKET = 100  # bytes; the system's limit is 108
+SHORT = "streamopd-"  # begins the names of folders for sockets whose own would be too long
 
 CONFIG = """\
 port 0
@@ -69,27 +72,50 @@ class Server:
         except TimeoutError:
             os.kill(self.pid, signal.SIGKILL)
             _wait_for_end(self, STOP_S)
-        if self.socket.parent.name.startswith("streamopd-"):
+        if self.socket.parent.name.startswith(SHORT):
             shutil.rmtree(self.socket.parent, ignore_errors=True)
 
 
-def start_server(folder: Path) -> Server:
-    """A server on `folder`, new or going on from what the folder holds; StreamError with its last words otherwise."""
+def start_server(folder: Path, before_exec: Callable[[], None] | None = None) -> Server:
+    """A server on `folder`, new or going on from what the folder holds; StreamError with its last words otherwise.
+
+    `before_exec` runs in the new process. One that ties its life to its parent's ties it to the thread that calls this.
+    """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second takes over what the first began
+    with _claimed(folder):
         password = _password(folder)
-        return _take_over(folder, password) or _launch(folder, password)
+        return _take_over(folder, password) or _launch(folder, password, before_exec)
 
 
-def _launch(folder: Path, password: str) -> Server:
+def stop_survivor(folder: Path) -> None:
+    """End the server that still answers on `folder`, if one does: for who is about to empty the folder."""
+    folder = folder.resolve()
+    if not (folder / "password").is_file():
+        return
+    with _claimed(folder):
+        survivor = _take_over(folder, _password(folder))
+        if survivor:
+            survivor.stop()
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Two starts at once: the second takes over what the first began."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _launch(folder: Path, password: str, before_exec: Callable[[], None] | None) -> Server:
     config = _configure(folder, password)
     try:
         command = [str(get_binary_path()), str(config)]
     except ValkeyServerError as error:
         raise StreamError(f"No embedded server for this machine: {error}. Set redis.url to your own.") from error
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=before_exec
+    )
     server = Server((folder / "url").read_text(), password, process.pid, process)
     try:
         _wait_until_it_answers(server, folder / "valkey.log")
@@ -107,15 +133,28 @@ def _password(folder: Path) -> str:
 
 
 def _configure(folder: Path, password: str) -> Path:
-    socket = folder / "valkey.sock"
-    if len(os.fsencode(socket)) > LONGEST_SOCKET:
-        socket = Path(tempfile.mkdtemp(prefix="streamopd-")) / "valkey.sock"
+    socket = _socket(folder, password)
     (folder / "url").write_text(f"unix://{socket}")
     (folder / "valkey.log").write_bytes(b"")  # of this life only
     secret = hashlib.sha256(password.encode()).hexdigest()
     paths = {"socket": _quoted(socket), "folder": _quoted(folder), "log": _quoted(folder / "valkey.log")}
     _write_secret(folder / "valkey.conf", CONFIG.format(secret=secret, **paths))
     return folder / "valkey.conf"
+
+
+def _socket(folder: Path, password: str) -> Path:
+    """Where clients find the server: the same at every start, so that they find it again."""
+    socket = folder / "valkey.sock"
+    if len(os.fsencode(socket)) <= LONGEST_SOCKET:
+        return socket
+    name = hashlib.sha256(os.fsencode(folder) + password.encode()).hexdigest()[:16]  # nobody else can guess it
+    place = Path(tempfile.gettempdir()) / f"{SHORT}{name}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise StreamError(f"{place} is not a folder of this user alone, so no socket is put there. Remove it, or set redis.url.")
+    return place / "valkey.sock"
 
 
 def _quoted(path: Path) -> str:
@@ -130,18 +169,20 @@ def _write_secret(file: Path, text: str) -> None:
 
 
 def _take_over(folder: Path, password: str) -> Server | None:
-    """The server that still runs on this folder, if its parent died without it."""
+    """The server that still runs on this folder, if its parent died without it; never that of a folder it was copied from."""
     if not (folder / "url").exists():
         return None
     url = (folder / "url").read_text()
     try:
         with closing(_client(url, password)) as client:
-            pid = int(client.info("server")["process_id"])
+            info = client.info("server")
     except BusyLoadingError:
         raise StreamError(f"A server is still loading {folder}. Try again in a moment.") from None
     except (RedisError, OSError):
         return None
-    return Server(url, password, pid, None)
+    if info["config_file"] != str(folder / "valkey.conf"):
+        return None
+    return Server(url, password, int(info["process_id"]), None)
 
 
 def _client(url: str, password: str) -> redis.Redis:
@@ -187,6 +228,6 @@ def _wait_for_end(server: Server, seconds: float) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone, or its number is now somebody else's
         return False
     return True

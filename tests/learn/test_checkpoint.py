@@ -47,7 +47,7 @@ def test_no_state_means_no_lineage_and_no_checkpoint(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- saving and loading
 def test_what_was_saved_comes_back_whole(tmp_path: Path) -> None:
-    saved = checkpoint(2, 9, done=True, unused=[3, 4], fed=4, totals={"tokens": 12.0})
+    saved = checkpoint(2, 9, done=True, unused=[3, 4], fed=4)
     folder = save(tmp_path, saved, Bytes())
     found = load_newest(tmp_path)
     assert found is not None

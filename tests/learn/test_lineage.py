@@ -110,11 +110,11 @@ class World:
         if len(entries) == B:
             await self.others.close(entries, (await self.others.counters()).batchno, b"batch")
 
-    async def live(self, broker: Any, last: int = STEPS, dataset: str = "data") -> Lineage:
+    async def live(self, broker: Any, last: int = STEPS, dataset: str = "data", save_every: int = SAVE_EVERY) -> Lineage:
         """One life of a learner."""
         self.trainer = CountingTrainer()
         lineage = Lineage(broker, self.trainer, self.folder, self.publish, dataset, "config", restamp=True)  # type: ignore[arg-type]
-        await lineage.start(may_go_on=True)
+        await lineage.start()
         while lineage.n < last or lineage.n < (await broker.counters()).steps:
             await self.pump()
             entry = await lineage.next_batch("learner", 0.0)
@@ -124,7 +124,7 @@ class World:
             self.trainer.train([seq for seq, _ in entry.members])
             await lineage.take_step(entry, [Fate.TRAINED] * len(entry.members))
             await self.weights_and_fates_came_together(lineage)
-            if lineage.n - lineage.base[1] >= SAVE_EVERY:
+            if lineage.n - lineage.base[1] >= save_every:
                 await lineage.checkpoint()
         await lineage.finish()
         return lineage
@@ -179,6 +179,17 @@ async def test_a_learner_killed_at_any_call_replays_what_it_can(tmp_path: Path, 
             assert reborn.boot == boot, f"killed at call {at}, the broker was rebuilt"
 
 
+async def test_kills_that_are_no_batchs_fault_convict_none(tmp_path: Path) -> None:
+    """Five learners die one after another inside one checkpoint interval; each replay clears what it counted."""
+    world = World(tmp_path)
+    for at in (24, 12, 15, 18, 21):
+        with pytest.raises(Killed):
+            await world.live(Mortal(MemoryBroker(LIMITS, world.store), at, after=True), last=40, save_every=100)
+    last = await world.live(MemoryBroker(LIMITS, world.store), last=8, save_every=100)
+    assert "dead:killed the learner" not in last.record.values()
+    world.the_account_is_exact()
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 async def test_a_broker_restarted_at_any_call_costs_nothing(tmp_path: Path, after: bool) -> None:
     for at in range(1, 45):
@@ -212,8 +223,8 @@ async def test_an_older_learner_is_fenced(tmp_path: Path) -> None:
     world.trainer = CountingTrainer()
     broker = MemoryBroker(LIMITS, world.store)
     old, new = (Lineage(broker, CountingTrainer(), tmp_path, world.publish, "data", "config", restamp=True) for _ in range(2))  # type: ignore[arg-type]
-    await old.start(may_go_on=True)
-    await new.start(may_go_on=True)
+    await old.start()
+    await new.start()
     with pytest.raises(Fenced):
         await old.checkpoint()
 

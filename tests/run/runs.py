@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from streamopd.stream import Counters
 from streamopd.watch.journal import read
+from streamopd.worker import Run
 
 # Small enough for a test, the same journey: 16 groups a step, no evaluation.
 SMALL = ("learn.groups_per_step=16", "generator.max_inflight=16", "learn.max_steps=60", "learn.save_steps=10",
          "evaluate.enabled=false", "stream.lease_ttl_s=3.0")
+MARK = {"STARTED_BY_TESTS_OF": str(os.getpid())}  # inherited: a helper whose command line names no folder is known by it
+COMMAND = (sys.executable, "-m", "streamopd")
 
 
-def streamopd(*words: str, timeout_s: float = 300.0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
+def streamopd(*words: str, timeout_s: float = 300.0, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """The command, to its end; `before` it may stand another that starts it."""
     return subprocess.run(
-        [sys.executable, "-m", "streamopd", *words], capture_output=True, text=True, timeout=timeout_s,
-        env=os.environ | environment, check=False,
+        [*before, *COMMAND, *words], capture_output=True, text=True, timeout=timeout_s, env=os.environ | MARK, check=False
     )
 
 
@@ -42,6 +46,15 @@ class Live:
     @property
     def steps(self) -> int:
         return max((line["n"] for line in read(self.folder / "metrics.jsonl")), default=0)
+
+    @property
+    def counters(self) -> Counters:
+        """What the broker says."""
+        return asyncio.run(_counters(self.folder))
+
+    def status(self) -> str:
+        """What `streamopd status` says."""
+        return streamopd("status", str(self.folder)).stdout
 
     def pid(self, service: str) -> int:
         """The process of a service, or of the embedded broker."""
@@ -74,16 +87,27 @@ def live_run(folder: Path, *settings: str, recipe: str = "quickstart") -> Iterat
     """A run in the background; whatever is left of it is killed at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "out.txt").open("w") as out:
-        command = [sys.executable, "-m", "streamopd", "run", recipe, "--out", str(folder), *overrides(*settings)]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True)
+        command = [*COMMAND, "run", recipe, "--out", str(folder), *overrides(*settings)]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=os.environ | MARK)
+    over = False
     try:
         yield Live(folder, process)
+        over = process.poll() is not None
     finally:
-        if process.poll() is None:
-            family = psutil.Process(process.pid).children(recursive=True)
+        if not over:  # what a failed test leaves must not trouble the next one
+            _kill(process, folder)
+
+
+def _kill(process: subprocess.Popen[str], folder: Path) -> None:
+    process.kill()
+    process.wait()
+    _end(processes_of(folder))
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
             process.kill()
-            process.wait()
-            psutil.wait_procs(family, timeout=10)
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -97,7 +121,33 @@ def accounts_are_exact(found: dict[str, Any]) -> None:
     assert found["duplicate_trainings"] == 0, found
 
 
-def no_process_is_left(folder: Path) -> None:
-    """Nothing still runs on this folder."""
-    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
-    assert not left, left
+def no_process_is_left(folder: Path, within_s: float = 0.0) -> None:
+    """Nothing still runs on this folder, and nothing that a run of these tests began."""
+    deadline = time.monotonic() + within_s
+    while (left := processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    told = [process.as_dict(["pid", "ppid", "status", "cmdline", "cwd"]) for process in left]
+    _end(left)
+    assert not told, told
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Those that name the folder, work in it, or were begun by a run of these tests."""
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if _is_of(process, folder)]
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        marked = process.environ().items() >= MARK.items()
+        return marked or str(folder) in " ".join(process.cmdline()) or Path(process.cwd()).is_relative_to(folder)
+    except psutil.Error:  # gone meanwhile, a zombie, or not ours to ask
+        return False
+
+
+async def _counters(folder: Path) -> Counters:
+    broker = await Run.open(folder).connect()
+    try:
+        return await broker.counters()
+    finally:
+        await broker.close_connection()

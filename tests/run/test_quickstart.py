@@ -13,10 +13,10 @@ from tests.run.outside import fresh_problems, greedy_accuracy, replayed_logprobs
 from tests.run.runs import accounts_are_exact, no_process_is_left, overrides, streamopd, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SUMMARY_FIELDS = (
-    "status steps groups_fed groups_trained groups_dropped duplicate_trainings tokens_generated tokens_trained wall_s startup_s "
-    "age_steps swaps learner_idle_fraction eval kl_heldout peak_rss_mb"
-).split()
+SUMMARY_FIELDS = [
+    "status", "steps", "groups_fed", "groups_trained", "groups_dropped", "duplicate_trainings", "tokens_generated", "tokens_trained",
+    "wall_s", "startup_s", "age_steps", "swaps", "learner_idle_fraction", "eval", "kl_heldout", "peak_rss_mb",
+]
 
 
 @pytest.fixture(scope="module")

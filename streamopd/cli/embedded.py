@@ -1,0 +1,50 @@
+"""The embedded broker under the supervisor: started with the run, again when it dies, and ended with it."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from streamopd.errors import StreamError
+from streamopd.stream.server import Server, start_server
+from streamopd.worker import Run
+from streamopd.worker.process import die_with_parent
+from streamopd.worker.run import BrokerAddress, write_private
+
+from .child import Deaths
+
+
+class EmbeddedBroker:
+    """A run's own server. A run with `redis.url` has none, and nothing here does anything."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.folder = run.state_dir / "broker"
+        self.server: Server | None = None
+        self.deaths = Deaths()
+
+    def start(self) -> None:
+        """New, or again on its folder: everything acknowledged is there. StreamError with its last words otherwise.
+
+        To be called in the main thread, although it waits: the server ends with the thread that started it.
+        """
+        if self.run.config.redis.url:
+            return
+        self.server = start_server(self.folder, die_with_parent)
+        address = BrokerAddress(url=self.server.url, password=self.server.password)
+        write_private(self.run.state_dir / "broker.json", msgspec.json.encode(address))
+
+    def tend(self, steps: int) -> bool:
+        """Whether it had died and was started again; the services wait for it meanwhile. `steps` of the run so far."""
+        if self.server is None or self.server.running():
+            return False
+        self.deaths.note(steps, worked=True, now_s=time.monotonic())
+        if self.deaths.too_many:
+            raise StreamError(f"The embedded broker died {self.deaths.too_many}. The whole log: {self.folder / 'valkey.log'}")
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        if self.server:
+            self.server.stop()
