@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import typing
 from pathlib import Path
 
 import pytest
 
 from streamopd import config
 from streamopd.errors import ConfigError
+from tests.config_reads import unread
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -54,11 +53,37 @@ def test_a_value_of_the_wrong_type_names_its_key(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["max_staleness=-1", "group_size=0", "generator.top_p=0.0", "learn.lr=-1.0", "sync.keep_versions=1"]
+    "override",
+    ["max_staleness=-1", "group_size=0", "group_size=65", "generator.top_p=0.0", "learn.lr=-1.0", "sync.keep_versions=1"],
 )
 def test_a_value_that_cannot_work_is_refused(recipe: Path, override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0].rpartition(".")[2]):
         config.load(recipe, [override])
+
+
+def test_a_group_that_does_not_fit_into_a_generator_is_refused_with_both_numbers(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"group_size is 8, generator\.max_inflight is 4"):
+        config.load(recipe, ["group_size=8", "generator.max_inflight=4"])
+    config.load(recipe, ["group_size=4", "generator.max_inflight=4"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:geheim@host:6379/0", "rediss://me:geheim@host", "redis://:ge/heim@host", "unix://:geheim@/run/a.sock",
+        "unix:///run/a.sock?db=1&password=geheim", "redis://host?pass%77ord=geheim", ":geheim@host:6379",
+    ],
+)
+def test_a_password_in_the_url_is_refused_without_being_repeated(recipe: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.password_env") as refused:
+        config.load(recipe, [f"redis.url={url}"])
+    assert "heim" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["redis://host:6379/0", "rediss://me@host:6379", "unix:///run/a.sock?db=1", "redis://[::1]:6379"])
+def test_a_url_without_a_password_is_taken(recipe: Path, url: str) -> None:
+    loaded, _ = config.load(recipe, [f"redis.url={url}"])
+    assert loaded.redis.url == url
 
 
 def test_an_override_says_where_it_came_from(recipe: Path) -> None:
@@ -73,23 +98,64 @@ def test_a_missing_file_names_the_recipes_there_are(tmp_path: Path) -> None:
         config.load(tmp_path / "nowhere.toml")
 
 
+# ---------------------------------------------------------------- no key without effect
 def test_every_key_is_read_somewhere() -> None:
-    files = [file for folder in ("streamopd", "services") for file in (ROOT / folder).rglob("*.py")]
-    read = set().union(*(_attributes(file) for file in files if file.name != "config.py"))
-    own = _attributes(ROOT / "streamopd/config.py")
-    for section in _sections(config.Config):
-        for key in typing.get_type_hints(section):
-            assert key in read or (key == "max_age_steps" and key in own), f"{section.__name__}.{key} is read nowhere"
+    own = ROOT / "streamopd/config.py"
+    files = [file for folder in ("streamopd", "services") for file in (ROOT / folder).rglob("*.py") if file != own]
+    assert unread(config.Config, [file.read_text() for file in files], own.read_text()) == []
 
 
-def _attributes(file: Path) -> set[str]:
-    return {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+class Bowl(config.Section, frozen=True):
+    """A section for the checker."""
+
+    eaten: int = 0
+    left: int = 0
 
 
-def _sections(kind: type) -> list[type]:
-    found = [kind]
-    for hint in typing.get_type_hints(kind).values():
-        for candidate in (hint, *typing.get_args(hint)):
-            if isinstance(candidate, type) and issubclass(candidate, config.Section):
-                found += _sections(candidate)
-    return found
+class Cup(config.Section, frozen=True):
+    """Another."""
+
+    full: bool = True
+
+
+class Table(config.Section, frozen=True, kw_only=True):
+    """A configuration for the checker."""
+
+    bowl: Bowl = Bowl()
+    spare: Bowl = Bowl()
+    guests: dict[str, Bowl]
+    cup: Cup = Cup()
+    lit: bool = True
+
+
+KEYS = ("bowl.eaten", "bowl.left", "spare.eaten", "spare.left", "guests.*.eaten", "guests.*.left", "cup.full", "lit")
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [
+        ("def f(run): return run.config.bowl.eaten", ["bowl.eaten"]),
+        ("def f(run):\n    b = run.config.bowl\n    return b.eaten", ["bowl.eaten"]),
+        ("def f(run):\n    c, b = run.config, run.config.bowl\n    return [b.left for _ in c.lit]", ["bowl.left", "lit"]),
+        ("def f(cup: config.Cup | None): return cup.full", ["cup.full"]),
+        ("from streamopd.config import Cup\ndef f(cup: Cup): return cup.full", ["cup.full"]),
+        ("def f(run): return [g.left for g in run.config.guests.values()]", ["guests.*.left"]),
+        ("def f(run, name): return run.config.guests[name].left", ["guests.*.left"]),
+        ("def f(run):\n    b = run.config.bowl\n    def g(): return b.eaten\n    return g", ["bowl.eaten"]),
+        ("t, _ = config.load('x')\nt.lit", ["lit"]),
+        # and what is no read of a key
+        ("def f(other): return other.bowl.eaten + other.lit", []),
+        ("def f(run):\n    b = run.config.bowl\ndef g(b): return b.eaten", []),
+        ("def f(run): return run.config.bowl", []),
+        ("def f(run): run.config.bowl.eaten = 1", []),
+        ("class Cup: ...\ndef f(cup: Cup): return cup.full", []),
+    ],
+)
+def test_a_key_counts_as_read_where_its_own_section_is_and_nowhere_else(source: str, read: list[str]) -> None:
+    assert unread(Table, [source]) == sorted(set(KEYS) - set(read))
+
+
+def test_a_key_behind_a_property_is_read_when_the_property_is() -> None:
+    own = "class Table:\n    @property\n    def hunger(self):\n        return self.bowl.left"
+    assert "bowl.left" in unread(Table, ["def f(run): return run.config.lit"], own)
+    assert "bowl.left" not in unread(Table, ["def f(run): return run.config.hunger"], own)

@@ -20,7 +20,7 @@ def resolve(name: str) -> Path:
     if name.startswith(PREFIX):
         return _shipped(name.removeprefix(PREFIX))
     folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return folder
     raise ConfigError(
         f"The model {name!r} was looked for in {folder.absolute()}: {_what_is_there(folder)}. "
@@ -45,4 +45,5 @@ def _what_is_there(folder: Path) -> str:
         return "there is no such folder"
     found = sorted(path.name for path in folder.iterdir())
     listing = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
-    return f"it has no config.json, only {listing}" if found else "it is empty"
+    missing = "no config.json" if "config.json" not in found else "no .safetensors file"
+    return f"it has {missing}, only {listing}" if found else "it is empty"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,11 +13,13 @@ from pathlib import Path
 from typing import IO
 
 from streamopd.schemas import Heartbeat
-from streamopd.worker.process import die_with_parent
 
 MAX_RESTARTS = 5
 WINDOW_S = 300.0
+PAUSE_S = 0.5      # before the second start; doubled for each death in a row
 OPENING_MOVES = 3  # progress that a service makes by opening its models: a life that did no more has done no work
+
+PR_SET_PDEATHSIG = 1
 
 Command = Callable[[Path, str, str], list[str]]
 
@@ -22,6 +27,22 @@ Command = Callable[[Path, str, str], list[str]]
 def service_command(folder: Path, service: str, name: str) -> list[str]:
     """What starts a service of the run in `folder`."""
     return [sys.executable, "-m", "streamopd", service, str(folder), "--instance", name]
+
+
+def tied(number: int) -> Callable[[], None]:
+    """For a new process, before it executes: signal `number` ends it when this one ends, however that ends (Linux).
+
+    The tie is to the thread that starts the process, so that must be one that lives as long as this process: the main one.
+    """
+    parent, library = os.getpid(), ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def tie() -> None:
+        if library is not None:
+            library.prctl(PR_SET_PDEATHSIG, number)
+            if os.getppid() != parent:  # it ended before the tie was made
+                os.kill(os.getpid(), number)
+
+    return tie
 
 
 class Deaths:
@@ -46,7 +67,7 @@ class Deaths:
     @property
     def pause_s(self) -> float:
         """Before the next start."""
-        return float(min(8.0, 0.5 * 2 ** (self.counted - 1)))
+        return float(min(16 * PAUSE_S, PAUSE_S * 2 ** (self.counted - 1)))
 
     @property
     def too_many(self) -> str:
@@ -70,11 +91,12 @@ class Child:
         self.moved_s = 0.0        # when that moved last; time.monotonic()
 
     def start(self) -> None:
-        """Call it from the main thread: the process ends with the thread that started it."""
+        """Call it in the main thread. The child is tied by SIGKILL, as the broker is gone as well: there is nowhere to drain to."""
         log: IO[bytes]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=tied(signal.SIGKILL),
             )
         self.progress, self.moved_s = 0, time.monotonic()
 

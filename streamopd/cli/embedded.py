@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import msgspec
@@ -9,10 +10,9 @@ import msgspec
 from streamopd.errors import StreamError
 from streamopd.stream.server import Server, start_server
 from streamopd.worker import Run
-from streamopd.worker.process import die_with_parent
 from streamopd.worker.run import BrokerAddress, write_private
 
-from .child import Deaths
+from .child import Deaths, tied
 
 
 class EmbeddedBroker:
@@ -31,7 +31,7 @@ class EmbeddedBroker:
         """
         if self.run.config.redis.url:
             return
-        self.server = start_server(self.folder, die_with_parent)
+        self.server = start_server(self.folder, tied(signal.SIGTERM))
         address = BrokerAddress(url=self.server.url, password=self.server.password)
         write_private(self.run.state_dir / "broker.json", msgspec.json.encode(address))
 

@@ -28,8 +28,11 @@ def test_a_shipped_model_is_found_by_its_name() -> None:
     assert (resolve("asset:quickstart-teacher") / "model.safetensors").is_file()
 
 
-def test_a_folder_with_a_config_is_itself(tmp_path: Path) -> None:
+def test_a_folder_with_config_and_weights_is_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"it has no \.safetensors file, only config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
     assert resolve(str(tmp_path)) == tmp_path
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from streamopd.errors import GarbageRecord, StreamopdError, UserError
+from streamopd.learn.final import marked_step
 from streamopd.learn.student import Adapter
 from streamopd.learn.trainer import Trainer
 from streamopd.schemas import Array, Batch, Fate, Finish, Scored, Span, TopK
@@ -281,7 +285,7 @@ def test_the_saved_folder_answers_in_plain_transformers_as_the_trainer_does(
     trainer = open_trainer(folder, adapter=adapter)
     for n in range(3):
         trainer.train(make_batch(n, vocab=vocab))
-    trainer.save_hf(tmp_path / "final")
+    trainer.save_hf(tmp_path / "final", 3, "r")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
@@ -290,6 +294,45 @@ def test_the_saved_folder_answers_in_plain_transformers_as_the_trainer_does(
     assert names == {name for name, _ in AutoModelForCausalLM.from_pretrained(folder).named_parameters()}
     assert ("lm_head.weight" in names) == (model == "untied")
     assert (tmp_path / "final" / "tokenizer.json").read_text() == "{}"
+    assert marked_step(tmp_path / "final", "r") == 3
+
+
+def test_while_a_student_is_saved_the_one_before_it_stays_whole(
+    tied: Path, open_trainer: TrainerOpener, make_batch: BatchMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, trainer = tmp_path / "final", open_trainer(tied)
+    trainer.save_hf(final, 1, "r")
+    before = {file.name: file.read_bytes() for file in final.iterdir()}
+    (tmp_path / ".final-half").mkdir()  # of a learner that was killed
+    trainer.train(make_batch())
+
+    def look_while_saving(tensors: dict[str, Tensor], file: Path, **more: Any) -> None:
+        assert {file.name: file.read_bytes() for file in final.iterdir()} == before
+        save_file(tensors, file, **more)
+        assert {file.name: file.read_bytes() for file in final.iterdir()} == before
+
+    monkeypatch.setattr("streamopd.learn.student.save_file", look_while_saving)
+    trainer.save_hf(final, 2, "r")
+    assert marked_step(final, "r") == 2
+    assert (final / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert {file.name for file in final.iterdir()} == set(before)
+    assert [file.name for file in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_student_that_cannot_be_saved_leaves_the_one_before_it(
+    tied: Path, open_trainer: TrainerOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = open_trainer(tied)
+    trainer.save_hf(tmp_path / "final", 1, "r")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("streamopd.learn.student.save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device\): it needs [\d,]+ bytes, [\d,]+ are free"):
+        trainer.save_hf(tmp_path / "final", 2, "r")
+    assert marked_step(tmp_path / "final", "r") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["final"]
 
 
 def test_adapters_learn_while_the_models_own_weights_stay(

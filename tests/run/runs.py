@@ -64,6 +64,12 @@ class Live:
                 return child.pid
         raise AssertionError(f"no process of {service} under {self.process.pid}")
 
+    def kill_all(self) -> None:
+        """The power goes: every process ends at once."""
+        self.process.kill()
+        self.process.wait()
+        _end(processes_of(self.folder))
+
     def wait(self, holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
         """Until `holds`, while the run goes on."""
         deadline_s = time.monotonic() + timeout_s
@@ -89,25 +95,13 @@ def live_run(folder: Path, *settings: str, recipe: str = "quickstart") -> Iterat
     with (folder.parent / "out.txt").open("w") as out:
         command = [*COMMAND, "run", recipe, "--out", str(folder), *overrides(*settings)]
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=os.environ | MARK)
-    over = False
+    live, over = Live(folder, process), False
     try:
-        yield Live(folder, process)
+        yield live
         over = process.poll() is not None
     finally:
         if not over:  # what a failed test leaves must not trouble the next one
-            _kill(process, folder)
-
-
-def _kill(process: subprocess.Popen[str], folder: Path) -> None:
-    process.kill()
-    process.wait()
-    _end(processes_of(folder))
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
+            live.kill_all()
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -135,6 +129,12 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     """Those that name the folder, work in it, or were begun by a run of these tests."""
     others = (process for process in psutil.process_iter() if process.pid != os.getpid())
     return [process for process in others if _is_of(process, folder)]
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _is_of(process: psutil.Process, folder: Path) -> bool:

@@ -48,14 +48,12 @@ def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path, setti
     no_process_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("holds", ["nothing", "something else", "a config without weights"])
+@pytest.mark.parametrize("holds", ["nothing", "something else"])
 def test_a_teacher_path_without_a_model_is_refused_before_anything_starts(tmp_path: Path, holds: str) -> None:
     folder = tmp_path / "teacher"
     folder.mkdir()
     if holds == "something else":
         (folder / "notes.txt").write_text("the weights are on the other disk")
-    if holds == "a config without weights":
-        shutil.copy(resolve("asset:quickstart-teacher") / "config.json", folder)
     answer = streamopd("run", "quickstart", "--out", str(tmp_path / "run"), *overrides(f"teachers.default.model={folder}"))
     assert answer.returncode == 2, answer
     it_is_one_paragraph(answer, str(folder))
@@ -107,11 +105,22 @@ def test_a_port_in_use_by_something_else_is_named(tmp_path: Path, babbling_port:
 
 @pytest.mark.kill
 @pytest.mark.timeout(300)
-def test_a_refusal_by_a_service_ends_the_run_and_leaves_no_orphan(tmp_path: Path) -> None:
+def test_a_refusal_by_the_learner_ends_the_run_and_leaves_no_orphan(tmp_path: Path) -> None:
     """Only the learner can know that there is no such module to adapt: everybody else is up by then."""
     settings = overrides(*SMALL, "learn.lora.rank=4", 'learn.lora.target_modules=["no_such_proj"]')
     answer = streamopd("run", "quickstart", "--out", str(tmp_path / "run"), *settings)
     it_is_one_paragraph(answer, "learn.lora.target_modules", "no_such_proj")
+    no_process_is_left(tmp_path)
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(300)
+def test_a_teacher_folder_without_weights_is_refused_and_leaves_no_orphan(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(resolve("asset:quickstart-teacher"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = overrides(*SMALL, f"teachers.default.model={folder}")
+    answer = streamopd("run", "quickstart", "--out", str(tmp_path / "run"), *settings)
+    it_is_one_paragraph(answer, str(folder), "safetensors")
     no_process_is_left(tmp_path)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from streamopd.errors import StreamError, UserError
 from streamopd.stream.broker import Broker, HandOff, Limits
 from streamopd.stream.open import open_broker
 from streamopd.stream.redis import RedisBroker, refusal_of
-from streamopd.stream.server import Server, start_server
+from streamopd.stream.server import Server, start_server, stop_survivor
 from streamopd.topology import Stage
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +138,57 @@ def test_a_folder_with_a_long_path_gets_a_short_socket(memory_folder: Path) -> N
     with started(folder) as server:
         assert len(os.fsencode(server.socket)) <= 100
     assert not server.socket.parent.exists()
+
+
+async def test_clients_of_a_folder_with_a_long_path_find_its_server_again(memory_folder: Path) -> None:
+    folder = memory_folder / ("long-" + "y" * 120)
+    with started(folder) as server:
+        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", server.password)
+        await broker.rebuild("b1", 1, 0, {}, None)
+    for _ in range(2):
+        with pytest.raises(StreamError):
+            await broker.counters()
+        with started(folder) as again:
+            assert again.url == server.url
+            assert again.socket.parent.stat().st_mode & 0o077 == 0
+            assert (await broker.counters()).boot == "b1"
+    await broker.close_connection()
+
+
+def test_a_socket_is_put_into_no_folder_that_others_may_write(memory_folder: Path) -> None:
+    folder = memory_folder / ("long-" + "z" * 120)
+    with started(folder) as server:
+        place = server.socket.parent
+    place.mkdir(mode=0o755)
+    try:
+        with pytest.raises(StreamError, match=place.name):
+            start_server(folder)
+    finally:
+        place.rmdir()
+
+
+def test_a_surviving_server_is_stopped_before_its_folder_is_emptied(folder: Path) -> None:
+    stop_survivor(folder)
+    assert not folder.exists()
+    with started(folder) as server:
+        assert server.process
+        reaping = threading.Thread(target=server.process.wait)
+        reaping.start()
+        stop_survivor(folder)
+        reaping.join(10)
+        assert not server.running()
+        stop_survivor(folder)
+
+
+def test_a_copied_folder_leaves_the_server_of_its_original_alone(folder: Path) -> None:
+    copy = folder.with_name(folder.name + "-copy")
+    with started(folder) as server:
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.sock"))
+        stop_survivor(copy)
+        assert server.running()
+        with started(copy) as another:
+            assert another.pid != server.pid
+            assert another.url != server.url
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:

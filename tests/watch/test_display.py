@@ -23,7 +23,11 @@ def beating(instance: str, state: str = "working", waits_for: str = "") -> Heart
     return replace(beat(instance, state, waits_for), born_s=time.time(), counters={})
 
 
-BEATS = [beating("generator-0"), beating("teacher-0")]
+def both_working() -> list[Heartbeat]:
+    """Born now: a heartbeat made when the module was imported would be minutes old in a long suite."""
+    return [beating("generator-0"), beating("teacher-0")]
+
+
 
 
 class Terminal(io.StringIO):
@@ -42,7 +46,7 @@ def test_a_pipe_gets_one_plain_line_every_five_seconds():
     out = io.StringIO()
     display = Display("quickstart", 500, out)
     for tenth in range(101):
-        display.update(FLOW, BEATS, {"kl": 0.51234}, tenth / 10)
+        display.update(FLOW, both_working(), {"kl": 0.51234}, tenth / 10)
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert "\x1b" not in out.getvalue()
@@ -55,8 +59,8 @@ def test_a_terminal_gets_the_panel_with_name_strip_and_who_waits(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     out = Terminal()
     display = Display("quickstart", 500, out)
-    display.update(FLOW, BEATS, {}, 1.0)
-    display.update(FLOW, [*BEATS, beating("learner-0", "waiting", "batches")], {"kl_bound": 0.25}, 2.0)
+    display.update(FLOW, both_working(), {}, 1.0)
+    display.update(FLOW, [*both_working(), beating("learner-0", "waiting", "batches")], {"kl_bound": 0.25}, 2.0)
     display.stop()
     assert "quickstart" in out.getvalue()
     assert "kl_bound 0.25" in out.getvalue()
