@@ -43,7 +43,10 @@ def rollout(seq: int = 7) -> Rollout:
 def evidence(seq: int = 7) -> Evidence:
     return Evidence(
         rollout_id=f"p{seq}.0", logprobs=Array.of([-0.25, -0.5, -0.125], "float32"),
-        support=TopK(Array.of([[4, 5], [5, -1], [2, 4]], "int32"), Array.of([[-0.25, -2.0], [-0.5, float("-inf")], [-0.125, -3.0]], "float16")),
+        support=TopK(
+            Array.of([[4, 5], [5, -1], [2, 4]], "int32"),
+            Array.of([[-0.25, -2.0], [-0.5, float("-inf")], [-0.125, -3.0]], "float16"),
+        ),
         mass=Array.of([0.9, 0.6, 0.9], "float32"), entropy=Array.of([0.5, 0.75, 0.5], "float32"),
         stop_logmass=Array.of([-8.0, -4.0, -0.125], "float32"),
     )
