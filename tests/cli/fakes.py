@@ -92,15 +92,20 @@ async def close(run: Run, worker: Worker, number: int) -> None:
 async def leave_once_then_train(run: Run, worker: Worker) -> None:
     """Nothing but a 0 in the first life; then slowly, so that whoever is not held back would be there before it opens."""
     if first_time(run, "learner"):
+        grant_lineage(run.state_dir)
         return
     await asyncio.sleep(1.0)
     await train(run, worker)
 
 
-async def hang_up_then_train(run: Run, worker: Worker) -> None:
+async def hang_up_twice(run: Run, worker: Worker) -> None:
+    number = await lead(run, worker)
     os.kill(os.getppid(), signal.SIGHUP)
+    while not run.stop_file.exists():
+        await asyncio.sleep(0.01)
     os.kill(os.getppid(), signal.SIGHUP)
-    await train_on_and_on(run, worker)
+    await asyncio.sleep(0.5)  # who stops at once would not wait for this
+    await close(run, worker, number)
 
 
 async def kill_the_broker(run: Run, worker: Worker) -> None:
@@ -163,7 +168,7 @@ def first_time(run: Run, what: str) -> bool:
 
 
 ACTS: Sequence[Callable[..., object]] = (
-    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_then_train, kill_the_broker, idle, die, examine,
+    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_twice, kill_the_broker, idle, die, examine,
     die_then_examine, interrupt_once, interrupt_twice,
 )
 

@@ -144,7 +144,7 @@ def test_ctrl_c_ends_an_exam_soon_and_twice_at_once(
 
 def test_a_closed_terminal_stops_the_run_after_the_step_in_hand(make_run: MakeRun) -> None:
     run = make_run()
-    assert Small(run, commands(learner="hang_up_then_train")).run() == 130
+    assert Small(run, commands(learner="hang_up_twice")).run() == 130
     assert status(run) == "stopped"
     assert (run.folder / "final" / "config.json").is_file()
 

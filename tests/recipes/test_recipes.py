@@ -43,7 +43,7 @@ def test_the_quickstart_is_the_recipe_that_was_measured():
     assert (quickstart.method, quickstart.max_staleness, quickstart.group_size) == ("forward_kl", 4, 1)
     assert (learn.groups_per_step, learn.max_steps, learn.lr, learn.betas) == (64, 500, 1.5e-3, (0.9, 0.98))
     assert (learn.warmup_steps, learn.hold_fraction, learn.min_lr_ratio) == (30, 0.4, 0.05)
-    assert quickstart.sync.keep_versions == 8
+    assert quickstart.sync.keep_versions == 24
 
 
 def test_the_quickstart_cuts_no_right_answer():
