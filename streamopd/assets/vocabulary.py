@@ -9,16 +9,18 @@ from typing import Any
 from streamopd.errors import ConfigError
 
 
-def vocabulary_problem(student_folder: Path, teacher_folder: Path) -> str | None:
+def vocabulary_problem(student_folder: Path, teacher_folder: Path, whole: bool) -> str | None:
     """The sentence that says how the two vocabularies differ; None when ids mean the same in both.
 
-    Sizes are those of config.json; the tables of ids are compared when both folders have a tokenizer.json.
+    The tables of ids are compared when both folders have a tokenizer.json; the sizes of config.json when they have not, and
+    when a method compares `whole` distributions. Else a head may be padded wider than its tokenizer.
     """
     folders = (student_folder, teacher_folder)
     student_size, teacher_size = (_vocab_size(folder) for folder in folders)
-    if student_size is not None and teacher_size is not None and student_size != teacher_size:
+    tables = all((folder / "tokenizer.json").is_file() for folder in folders)
+    if None not in (student_size, teacher_size) and student_size != teacher_size and (whole or not tables):
         return _sentence(*folders, f"vocab_size is {student_size} in the first and {teacher_size} in the second")
-    if not all((folder / "tokenizer.json").is_file() for folder in folders):
+    if not tables:
         return None
     student, teacher = (_tokens(folder / "tokenizer.json") for folder in folders)
     differing = sorted(i for i in student.keys() | teacher.keys() if student.get(i) != teacher.get(i))

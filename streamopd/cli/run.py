@@ -77,7 +77,7 @@ def preflight(config: Config, folder: Path) -> None:
     for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
         resolve(model)
     for teacher in config.teachers.values():
-        if problem := vocabulary_problem(resolve(config.student.model), resolve(teacher.model)):
+        if problem := vocabulary_problem(resolve(config.student.model), resolve(teacher.model), whole=method.evidence.full):
             raise ConfigError(problem)
     from streamopd.grade.graders import choose
     from streamopd.grade.graders import load as load_grader

@@ -36,9 +36,19 @@ def test_three_steps_bring_a_language_model_nearer_to_its_teacher(smollm2: Path,
     assert distance["before"] > 1
     assert distance["after"] < 0.95 * distance["before"]
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "final", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "final")
+    final, begun = (next_token(of) for of in (folder / "final", smollm2))
+    assert bool(torch.isfinite(final).all())
+    opening = AutoTokenizer.from_pretrained(folder / "final").convert_tokens_to_ids('{"')
+    assert final[opening] > begun[opening], "plain transformers finds it readier to open a JSON object"
+
+
+@torch.no_grad()
+def next_token(folder: Path) -> torch.Tensor:
+    """[V] log-probs of an answer's first token, by plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     turns = [{"role": "user", "content": "What is the capital of Italy?"}]
-    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = model.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    assert "Rome" in tokenizer.decode(written, skip_special_tokens=True)
+    asked = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    logp_V: torch.Tensor = model(**asked).logits[0, -1].log_softmax(-1)
+    return logp_V
