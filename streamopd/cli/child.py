@@ -127,6 +127,15 @@ class Child:
             self.process.send_signal(number)
 
     def last_words(self) -> str:
-        """The end of its log, for the sentence that says why it died."""
-        lines = self.log_path.read_text(errors="replace").strip().splitlines() if self.log_path.is_file() else []
+        """The end of its log, for the sentence that says why it died: one line."""
+        lines = self._log()
         return lines[-1] if lines else "it left no log"
+
+    def refusal(self) -> str:
+        """The reason it gave for not going on; that may have several lines."""
+        begin, lines = f"{self.service}: ", self._log()
+        starts = [number for number, line in enumerate(lines) if line.startswith(begin)]
+        return " ".join(lines[starts[-1] :]).removeprefix(begin) if starts else self.last_words()
+
+    def _log(self) -> list[str]:
+        return self.log_path.read_text(errors="replace").strip().splitlines() if self.log_path.is_file() else []

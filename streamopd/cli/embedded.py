@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from streamopd.errors import StreamError
+from streamopd.errors import StreamError, StreamopdError
 from streamopd.stream.server import Server, start_server
 from streamopd.worker import Run
 from streamopd.worker.run import BrokerAddress, write_private
@@ -23,6 +23,8 @@ class EmbeddedBroker:
         self.folder = run.state_dir / "broker"
         self.server: Server | None = None
         self.deaths = Deaths()
+        self.start_after_s = 0.0  # time.monotonic()
+        self.problem = ""         # with the last start
 
     def start(self) -> None:
         """New, or again on its folder: everything acknowledged is there. StreamError with its last words otherwise.
@@ -36,13 +38,22 @@ class EmbeddedBroker:
         write_private(self.run.state_dir / "broker.json", msgspec.json.encode(address))
 
     def tend(self, steps: int) -> bool:
-        """Whether it had died and was started again; the services wait for it meanwhile. `steps` of the run so far."""
-        if self.server is None or self.server.running():
+        """Whether it had died and was started again; the services wait for it meanwhile. `steps` of the run so far.
+
+        StreamError when this start failed, StreamopdError when there were too many.
+        """
+        now_s = time.monotonic()
+        if self.server is None or self.server.running() or now_s < self.start_after_s:
             return False
-        self.deaths.note(steps, worked=True, now_s=time.monotonic())
+        self.deaths.note(steps, worked=True, now_s=now_s)
         if self.deaths.too_many:
-            raise StreamError(f"The embedded broker died {self.deaths.too_many}. The whole log: {self.folder / 'valkey.log'}")
-        self.start()
+            raise StreamopdError(f"The embedded broker on {self.folder} died {self.deaths.too_many}. {self.problem}")
+        self.start_after_s = now_s + self.deaths.pause_s
+        try:
+            self.start()
+        except (StreamError, OSError) as error:
+            self.problem = str(error)
+            raise StreamError(f"The embedded broker on {self.folder} could not be started again. {error}") from error
         return True
 
     def stop(self) -> None:

@@ -26,13 +26,17 @@ class Lookout:
         self.events = Journal(run.folder / "events.jsonl")
         self.started_s = time.time()
         self.steps = 0
+        self.refused: dict[str, str] = {}  # instance -> why it gave up, as its event says
         self._event_id = "0"
+        self._unwritten = ""  # why events are not written down, once that is so
 
     async def look(self, broker: Broker) -> tuple[Counters, list[Heartbeat]]:
         """One look at everything; StreamError when the broker does not answer."""
         counters, beats = await broker.counters(), await broker.beats()
         self.account.note(beats)
         async for event in self._new_events(broker):
+            if event.kind == "refused":
+                self.refused[event.source] = event.text
             self.tell(event)
         self.steps = max(self.steps, counters.steps)
         self.display.update(counters, beats, last_metrics(self.run.folder), time.time() - self.started_s)
@@ -54,8 +58,14 @@ class Lookout:
         self.tell(Event(kind=kind, source=source, born_s=time.time(), text=text))
 
     def tell(self, event: Event) -> None:
-        self.events.write(event)
+        """To people and into events.jsonl. A full disk stops the services, who can say what they need; not those who watch."""
         self.display.event(event)
+        try:
+            self.events.write(event)
+        except OSError as error:
+            if not self._unwritten:
+                self._unwritten = f"{self.events.path} is not written any more: {error}"
+                self.display.event(Event(kind="warning", source="supervisor", born_s=time.time(), text=self._unwritten))
 
     def go_silent(self) -> None:
         """The terminal went away: a write to it would be an error."""

@@ -113,8 +113,8 @@ class Supervisor:
         if code is not None:
             if self._left_for_good(child, code, closed):
                 return
-            if code == EXIT_USER:
-                self.failure = f"{child.name} gave up. {child.last_words()}"
+            self.failure = self._refusal()
+            if self.failure:
                 return
             self._bury(child, code)
         due = child.process is None and time.monotonic() >= child.start_after_s
@@ -134,6 +134,15 @@ class Supervisor:
         if child.service == "learner":
             return False
         return self.stopping or (closed and (code == 0 or child is not self.evaluator))
+
+    def _refusal(self) -> str:
+        """Why a service gave up, in its own words; "" while none did. On a full disk its log and its exit code may not say."""
+        for child in self.children:
+            pid = child.process.pid if child.process else 0
+            told = self.lookout.refused.get(f"{child.name}-{pid}", "")
+            if told or child.code() == EXIT_USER:
+                return f"{child.name} gave up. {told or child.refusal()}"
+        return ""
 
     def _bury(self, child: Child, code: int) -> None:
         child.bury(self.lookout.steps)
@@ -174,11 +183,12 @@ class Supervisor:
         """What the broker says; one that does not answer is waited for, or started again where it is ours."""
         deadline_s, told = time.monotonic() + PATIENCE_S, False
         while True:
-            if self.broker.tend(self.lookout.steps):
-                self.lookout.say("restart", "broker", "the broker ended and was started again on its folder")
             try:
+                if self.broker.tend(self.lookout.steps):
+                    self.lookout.say("restart", "broker", "the broker ended and was started again on its folder")
                 counters, beats = await self.lookout.look(broker)
             except StreamError as error:
+                self.failure = self.failure or self._refusal()  # of a service that saw more of the cause
                 if self.failure or self.at_once or time.monotonic() > deadline_s:
                     raise StreamopdError(
                         f"The broker was lost: {error} It was waited for {PATIENCE_S:.0f} s. "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from streamopd.cli.child import Command
+from streamopd.errors import ConfigError
 from streamopd.learn.checkpoint import Checkpoint, grant_lineage, load_newest, save
 from streamopd.worker import Ended, Run, Worker
 from streamopd.worker.process import Main, serve
@@ -125,6 +126,10 @@ async def die(run: Run, worker: Worker) -> None:
     raise RuntimeError("no such luck")
 
 
+async def refuse(run: Run, worker: Worker) -> None:
+    raise ConfigError("The disk is full.\nMake room.")
+
+
 async def see_the_end(worker: Worker) -> None:
     while not worker.closed:
         worker.leave_if_asked()
@@ -168,7 +173,7 @@ def first_time(run: Run, what: str) -> bool:
 
 
 ACTS: Sequence[Callable[..., object]] = (
-    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_twice, kill_the_broker, idle, die, examine,
+    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_twice, kill_the_broker, idle, die, refuse, examine,
     die_then_examine, interrupt_once, interrupt_twice,
 )
 

@@ -75,3 +75,11 @@ def test_the_last_words_of_a_child_are_the_end_of_its_log(tmp_path: Path) -> Non
     assert child.process.wait() == 1
     assert "the last" in child.log_path.read_text()
     assert child.last_words() in ("first", "the last")  # two pipes, one file
+
+
+def test_a_refusal_is_told_with_all_its_lines(tmp_path: Path) -> None:
+    child = Child("learner", "learner-0", [], tmp_path / "log")
+    child.log_path.write_text("learner: an older reason\n10:00 INFO more\nlearner: The disk is full.\nMake room.\n")
+    assert child.refusal() == "The disk is full. Make room."
+    child.log_path.write_text("usage: streamopd\nno such option\n")
+    assert child.refusal() == "no such option"

@@ -12,7 +12,7 @@ from streamopd.cli.outcome import completed_before, shortfall, write_outcome
 from streamopd.learn.checkpoint import Checkpoint, save
 from streamopd.schemas import Event
 from streamopd.stream.memory import MemoryBroker, MemoryStore
-from streamopd.watch.journal import read
+from streamopd.watch.journal import Journal, read
 
 from .conftest import MakeRun
 from .fakes import Weightless
@@ -71,3 +71,17 @@ async def test_events_of_lives_before_are_not_written_again_however_many(make_ru
         await broker.emit(Event(kind="join", source="feeder-0", born_s=float(number)))
     await lookout.look(broker)
     assert [event["kind"] for event in read(run.folder / "events.jsonl")] == ["join"] * 1500
+
+
+@pytest.mark.anyio
+async def test_events_that_cannot_be_written_are_shown_all_the_same(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    broker, lookout = MemoryBroker(run.limits, MemoryStore()), Lookout(run)
+    lookout.events = Journal("/dev/full")
+    for text in ("the first", "the second"):
+        await broker.emit(Event(kind="refused", source="learner-0", born_s=0.0, text=text))
+    await lookout.look(broker)
+    said = capsys.readouterr().out
+    assert "the first" in said
+    assert "the second" in said
+    assert said.count("/dev/full is not written any more: [Errno 28]") == 1

@@ -132,6 +132,17 @@ def test_a_service_that_only_dies_ends_the_run_though_others_work(make_run: Make
     assert status(run) == "failed"
 
 
+@pytest.mark.parametrize("log", ["a file", "/dev/full"])
+def test_a_refusal_of_a_service_ends_the_run_in_its_words_wherever_it_can_say_them(make_run: MakeRun, log: str) -> None:
+    run = make_run()
+    if log == "/dev/full":
+        (run.folder / "logs" / "learner-0.log").symlink_to(log)
+    with pytest.raises(StreamopdError, match=r"^learner-0 gave up\. The disk is full\.\s+Make room\.$"):
+        Small(run, commands(learner="refuse")).run()
+    assert status(run) == "failed"
+    assert events(run, "restart") == []
+
+
 @pytest.mark.parametrize(("times", "exam_s"), [("once", 0.2), ("twice", 1e6)])
 def test_ctrl_c_ends_an_exam_soon_and_twice_at_once(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, times: str, exam_s: float
@@ -178,6 +189,7 @@ Small(Run.open(Path(sys.argv[1])), commands(learner="train_on_and_on")).run()
 
 def test_nothing_outlives_a_killed_supervisor_not_even_a_restarted_broker(make_run: MakeRun) -> None:
     run = make_run()
+    (run.folder / "summary.json").write_text("an older one")
     process = subprocess.Popen([sys.executable, "-c", SUPERVISED, str(run.folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
@@ -191,6 +203,7 @@ def test_nothing_outlives_a_killed_supervisor_not_even_a_restarted_broker(make_r
     for descriptor in left:
         assert select.select([descriptor], [], [], 10)[0], "it lives on"
         os.close(descriptor)
+    assert not (run.folder / "summary.json").exists(), "it speaks of a run before"
 
 
 def await_line(process: subprocess.Popen[str], words: str) -> None:
