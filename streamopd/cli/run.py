@@ -64,6 +64,7 @@ def _folder_of(recipe: str, overrides: Sequence[str], out: Path | None) -> Path:
     config, _ = configs.load(recipe, overrides)
     folder = (out or Path("runs") / config.name).resolve()
     if not (folder / "config.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         preflight(config, folder)
         Run.create(folder, config)
     elif msgspec.json.decode((folder / "config.json").read_bytes(), type=Config) != config:
@@ -96,7 +97,19 @@ def preflight(config: Config, folder: Path) -> None:
     renderer.check(dataset.distinct())
     renderer.check(dataset.heldout)
     load_grader(choose(config.data.grader, config.data.train))
+    _room_to_begin(config, folder)
     _same_run(config, folder)
+
+
+def _room_to_begin(config: Config, folder: Path) -> None:
+    """Two versions of the weights and one checkpoint (weights and moments), at the very least."""
+    model = sum(file.stat().st_size for file in resolve(config.student.model).glob("*.safetensors"))
+    needed, free = 5 * model + (1 << 20), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigError(
+            f"The disk of {folder} is full: a run of this student needs at least {needed:,} bytes to begin, {free:,} are free. "
+            "Make room, or give another --out."
+        )
 
 
 def _same_run(config: Config, folder: Path) -> None:

@@ -113,7 +113,7 @@ class Supervisor:
         if code is not None:
             if self._left_for_good(child, code, closed):
                 return
-            self.failure = self._refusal()
+            self.failure = self.failure or self._refusal()
             if self.failure:
                 return
             self._bury(child, code)
