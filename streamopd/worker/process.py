@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -26,7 +25,6 @@ from streamopd.worker.worker import Ended, Worker
 Main = Callable[[Run, Worker], Awaitable[None]]
 CONNECT_S = 20.0
 EXIT_OK, EXIT_FAULT, EXIT_USER = 0, 1, 2
-PR_SET_PDEATHSIG = 1
 log = logging.getLogger("streamopd")
 
 
@@ -37,12 +35,6 @@ def small_machine_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def die_with_parent() -> None:
-    """SIGTERM to this process when its parent dies, however it dies: no orphans (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def serve(main: Main, service: str, folder: Path, instance: str = "", debug: bool = False) -> int:
