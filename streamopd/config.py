@@ -125,6 +125,7 @@ class Redis(Section, frozen=True):
 
     url: str = ""                        # redis://, rediss:// or unix://
     password_env: str = ""               # the name of an environment variable; never the password itself
+    credentials_file: str = ""           # a file with "user:password"; "{service}" in its name stands for the service's own
 
 
 class Stream(Section, frozen=True):
@@ -245,6 +246,10 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             c.group_size <= c.generator.max_inflight,
             f"group_size is {c.group_size}, generator.max_inflight is {c.generator.max_inflight}; the answers to one prompt are "
             "written side by side: raise the second or lower the first.",
+        ),
+        (
+            not (c.redis.password_env and c.redis.credentials_file),
+            "redis.password_env and redis.credentials_file are both set; the broker takes one password: leave one out.",
         ),
         (
             not _holds_password(c.redis.url),

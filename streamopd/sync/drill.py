@@ -8,6 +8,7 @@ large changes can see an engine that, say, keeps its old output head.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -53,12 +54,12 @@ def drill(engine: Swappable, source: Path, weights_dir: Path, run: str, dtype: s
     """Swap perturbed weights into `engine` and `source`'s own back; SwapRefused, naming both numbers, if it lies.
 
     `dtype` is what the engine serves. The engine must have nothing in flight. Folders are made under `weights_dir`,
-    on the disk that the run's own swaps use, and removed.
+    on the disk that the run's own swaps use, and removed; where only the learner may write there, among temporary files.
     """
     started = time.perf_counter()
     tensors, ids = _read(source, dtype)
-    weights_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".drill-", dir=weights_dir) as scratch:
+    writable = os.access(weights_dir, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix=".drill-", dir=weights_dir if writable else None) as scratch:
         folder = Path(scratch)
         there = publish(run, "drill", PERTURBED, _perturbed(tensors), source, folder, keep=2, fsync=False)
         back = publish(run, "drill", RESTORED, tensors, source, folder, keep=2, fsync=False)

@@ -54,18 +54,22 @@ def serve(main: Main, service: str, folder: Path, instance: str = "", debug: boo
 
 async def _serve(main: Main, service: str, folder: Path, instance: str) -> int:
     run = Run.open(folder)
-    broker = patient(await _connect(run))
+    if run.over_file.exists():
+        log.warning("the run is over: %s", run.over_file.read_text())
+        return EXIT_OK  # whoever starts services again must not start this one for ever
+    broker = patient(await _connect(run, service))
     worker = Worker(run, service, f"{instance}-{os.getpid()}", broker)
+    broker.leaving = worker.draining.is_set  # type: ignore[attr-defined]
     _listen(worker)
     async with worker:
         return await guarded(main, run, worker)
 
 
-async def _connect(run: Run) -> Broker:
+async def _connect(run: Run, service: str) -> Broker:
     """The broker may be starting, as everybody else."""
     async for attempt in stamina.retry_context(on=StreamError, timeout=CONNECT_S, attempts=None, wait_initial=0.2, wait_max=2.0):
         with attempt:
-            return await run.connect()
+            return await run.connect(service)
     raise AssertionError("a retry ends with a value or an error")
 
 

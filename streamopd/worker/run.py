@@ -51,7 +51,7 @@ class Run:
         for name in ("weights", "state", "blobs", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         _name_run(folder / "state" / "run_id", config.name)
-        write_private(folder / "config.json", msgspec.json.format(msgspec.json.encode(config)))
+        write_whole(folder / "config.json", msgspec.json.format(msgspec.json.encode(config)), mode=0o644)
         return cls(folder, config)
 
     @property
@@ -68,6 +68,11 @@ class Run:
         return self.state_dir / "stop"
 
     @property
+    def over_file(self) -> Path:
+        """Its presence says that the run is over, its text how: every service leaves, and none starts. See `attend`."""
+        return self.state_dir / "over"
+
+    @property
     def limits(self) -> Limits:
         stream = self.config.stream
         return Limits(
@@ -78,18 +83,20 @@ class Run:
             max_record_bytes=stream.max_record_mb << 20,
         )
 
-    async def connect(self) -> Broker:
+    async def connect(self, service: str = "supervisor") -> Broker:
         """A client of the run's broker: `redis.url`, or the embedded server that `streamopd run` started here."""
         from streamopd.stream.open import open_broker
 
-        url, password = self.address()
-        return await open_broker(url, self.id, self.limits, self.folder / "blobs", password)
+        url, user, password = self.address(service)
+        return await open_broker(url, self.id, self.limits, self.folder / "blobs", user, password)
 
-    def address(self) -> tuple[str, str]:
-        """(url, password) of the broker."""
+    def address(self, service: str = "supervisor") -> tuple[str, str, str]:
+        """(url, user, password) of the broker, as `service` may speak to it; no user is the server's default one."""
         redis = self.config.redis
         if redis.url:
-            return redis.url, _password(redis.password_env)
+            if redis.credentials_file:
+                return redis.url, *_credentials(Path(redis.credentials_file.replace("{service}", service)))
+            return redis.url, "", _password(redis.password_env)
         file = self.state_dir / "broker.json"
         if not file.is_file():
             raise StreamError(
@@ -97,7 +104,7 @@ class Run:
                 "Start the run with `streamopd run`, or give -s redis.url=redis://host:6379."
             )
         address = msgspec.json.decode(file.read_bytes(), type=BrokerAddress)
-        return address.url, address.password
+        return address.url, "", address.password
 
     def _identity(self) -> str:
         """The run's name in every key and record: made once, with the folder, and never changed."""
@@ -116,10 +123,10 @@ def _name_run(file: Path, name: str) -> None:
     mine.unlink()
 
 
-def write_private(file: Path, body: bytes) -> None:
-    """Replace `file` atomically; only its owner may read it."""
+def write_whole(file: Path, body: bytes, mode: int = 0o600) -> None:
+    """Replace `file` atomically; only its owner may read it, unless `mode` says more."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as handle:
         handle.write(body)
     temporary.replace(file)
@@ -131,3 +138,16 @@ def _password(variable: str) -> str:
     if variable not in os.environ:
         raise ConfigError(f"redis.password_env names {variable}, which is not set in the environment. Export it and start again.")
     return os.environ[variable]
+
+
+def _credentials(file: Path) -> tuple[str, str]:
+    """(user, password) from a file; no word of it in an error."""
+    try:
+        user, colon, password = file.read_text().strip().partition(":")
+    except OSError as error:
+        raise ConfigError(
+            f"redis.credentials_file: {file} cannot be read ({error.strerror}). Make such files with: streamopd secrets {file.parent}"
+        ) from None
+    if not (user and colon and password):
+        raise ConfigError(f"redis.credentials_file: {file} does not hold user:password. Make such files with: streamopd secrets DIR")
+    return user, password

@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -58,6 +59,7 @@ class Worker:
         self.steps = 0                       # done, as the broker says
         self.closed = False
         self.draining = asyncio.Event()
+        self._alive_file = Path(os.environ["STREAMOPD_ALIVE_FILE"]) if "STREAMOPD_ALIVE_FILE" in os.environ else None
         self._progress = 0
         self._held: dict[str, Lease[Any]] = {}
         self._renewed_progress = -1
@@ -272,6 +274,10 @@ class Worker:
     async def _beat_on(self) -> None:
         while not self._left:
             await self._beat()
+            if self._alive_file:
+                self._alive_file.touch()
+            if self.run.over_file.exists():
+                self.draining.set()
             await asyncio.sleep(BEAT_S)
 
     async def _beat(self) -> None:

@@ -62,7 +62,7 @@ def foreign(folder: Path, *options: str) -> Iterator[str]:
 async def test_what_was_acknowledged_survives_a_server_that_is_killed(folder: Path) -> None:
     prompts = [(seq, b"prompt %d" % seq) for seq in range(100)]
     with started(folder) as server:
-        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", server.password)
+        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", password=server.password)
         assert await broker.durable()
         await broker.rebuild("b1", 1, 0, {}, None)
         assert await broker.issue("b1", prompts) == ["done"] * 100
@@ -75,7 +75,7 @@ async def test_what_was_acknowledged_survives_a_server_that_is_killed(folder: Pa
             await broker.counters()
         await broker.close_connection()
     with started(folder) as server:
-        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", server.password)
+        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", password=server.password)
         assert await broker.boot() == ""  # another process: not to be used before the learner's stamp
         assert await broker.lead("b1", 1, restamp=True) == "done"
         assert await broker.own_pending(Stage.ISSUED, "a") == held[20:]
@@ -87,7 +87,7 @@ async def test_what_was_acknowledged_survives_a_server_that_is_killed(folder: Pa
 
 async def test_a_client_outlives_a_restart_of_the_server(folder: Path) -> None:
     with started(folder) as server:
-        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", server.password)
+        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", password=server.password)
         await broker.rebuild("b1", 1, 0, {}, None)
     with pytest.raises(StreamError):
         await broker.counters()
@@ -143,7 +143,7 @@ def test_a_folder_with_a_long_path_gets_a_short_socket(memory_folder: Path) -> N
 async def test_clients_of_a_folder_with_a_long_path_find_its_server_again(memory_folder: Path) -> None:
     folder = memory_folder / ("long-" + "y" * 120)
     with started(folder) as server:
-        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", server.password)
+        broker = await open_broker(server.url, "r", LIMITS, folder / "blobs", password=server.password)
         await broker.rebuild("b1", 1, 0, {}, None)
     for _ in range(2):
         with pytest.raises(StreamError):
@@ -209,7 +209,7 @@ async def test_an_unreachable_broker_is_named_at_once(tmp_path: Path) -> None:
 
 async def test_a_wrong_password_is_said_to_be_wrong(server: Server, tmp_path: Path) -> None:
     with pytest.raises(StreamError, match="password"):
-        await open_broker(server.url, "r", LIMITS, tmp_path, "hunter2")
+        await open_broker(server.url, "r", LIMITS, tmp_path, password="hunter2")
 
 
 async def test_a_server_that_evicts_is_refused_with_both_values(folder: Path) -> None:
@@ -252,7 +252,7 @@ async def test_a_full_memory_stops_the_feeder_and_nobody_else(folder: Path) -> N
 
 
 async def test_scripts_that_a_server_forgot_are_loaded_again(server: Server, tmp_path: Path) -> None:
-    broker = await open_broker(server.url, "forgetful", LIMITS, tmp_path, server.password)
+    broker = await open_broker(server.url, "forgetful", LIMITS, tmp_path, password=server.password)
     with redis.Redis.from_url(server.url, password=server.password) as client:
         client.script_flush()
     assert await broker.rebuild("b1", 1, 0, {}, None) == "done"
