@@ -93,7 +93,8 @@ def test_a_completed_run_is_told_again_and_not_begun_again(make_attended: MakeRu
 
 def test_a_refusal_ends_the_run_with_its_sentence_and_nobody_is_started_for_ever(make_attended: MakeRun) -> None:
     run = make_attended()
-    with policy(run, teacher="refuse", generator="idle") as codes, pytest.raises(StreamopdError, match=r"teacher.* gave up\. The disk is full\."):
+    refused = pytest.raises(StreamopdError, match=r"teacher.* gave up\. The disk is full\.")
+    with policy(run, teacher="refuse", generator="idle") as codes, refused:
         Attendant(run, stop_broker=False).run()
     assert codes.count(0) == 2
     assert status(run) == "failed"
