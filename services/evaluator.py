@@ -122,8 +122,8 @@ class Exam:
 
     @property
     def teacher_ids(self) -> list[str]:
-        """Those who have held-out questions."""
-        return sorted({prompt.teacher_id for prompt in self.prompts})
+        """Those who have held-out questions, and a model here: one that is only a url cannot sit an exam."""
+        return sorted({prompt.teacher_id for prompt in self.prompts if self.config.teachers[prompt.teacher_id].model})
 
     def teacher(self, teacher_id: str) -> Evaluation:
         """The teacher on its own questions, in its own context."""
@@ -171,7 +171,8 @@ class Exam:
         self.heed()
         teachers = {name: self._teacher(name).model for name in self.teacher_ids}
         theirs = [answer for name in self.teacher_ids for answer in self.teacher_answers[name].answers]
-        return kl_heldout(engine.model, teachers, theirs, sampled.answers)
+        ours = [answer for answer in sampled.answers if answer.prompt.teacher_id in teachers]
+        return kl_heldout(engine.model, teachers, theirs, ours)
 
     def _sit(self, engine: HFEngine, prompts: list[Prompt], greedy: bool, teacher: bool = False) -> Heldout:
         self.heed()

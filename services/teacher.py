@@ -2,57 +2,161 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from streamopd.assets import resolve
+from streamopd.config import Config
+from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRefuses
+from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evidence, Group, Scored
 from streamopd.score.check import check_evidence
-from streamopd.score.local import load_teachers
+from streamopd.score.http import HttpTeacher, open_http_teachers
+from streamopd.score.probe import Student, probe, student_of
+from streamopd.slots import EvidenceRequest, Method
 from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
 Views = list[list[Evidence]]
+AWAY_S = 2.0  # between two tries with a teacher that is away
+UNUSABLE = 8  # answers in a row that cannot be used: it is not the items
+
+
+class Teacher(Protocol):
+    """Whoever scores: a model in this process, or servers outside the run."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def score(self, groups: Sequence[Group], request: EvidenceRequest) -> list[Views]: ...
 
 
 async def main(run: Run, worker: Worker) -> None:
     """Score groups with the teacher that each prompt names."""
-    config = run.config
-    tokenizer = Tokenizer.open(resolve(config.student.model))
-    folders = {name: (resolve(teacher.model), teacher.dtype) for name, teacher in config.teachers.items()}
-    teachers = await worker.compute(load_teachers, folders, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
-    for teacher in teachers.values():
-        teacher.moved = worker.moved
     try:
+        teachers = await open_teachers(run, worker)
+        desk = Desk(run, worker, teachers)
         while True:
-            leases = await worker.take(Stage.GENERATED, config.teacher.max_groups)
+            leases = await worker.take(Stage.GENERATED, run.config.teacher.max_groups)
             for teacher_id in sorted({lease.record.prompt.teacher_id for lease in leases}):
-                mine = [lease for lease in leases if lease.record.prompt.teacher_id == teacher_id]
-                if teacher_id not in teachers:
-                    await refuse(worker, mine, f"no teacher is called {teacher_id!r}; there are: {', '.join(sorted(teachers))}")
-                    continue
-                teacher = teachers[teacher_id]
-                views = await worker.compute(teacher.score, [lease.record for lease in mine], run.method.evidence)
-                await worker.hand(await checked(run, worker, teacher.vocab_size, list(zip(mine, views, strict=True))))
+                await desk.score(teacher_id, [lease for lease in leases if lease.record.prompt.teacher_id == teacher_id])
     except Ended:
         return
 
 
-async def refuse(worker: Worker, leases: list[Lease[Group]], reason: str) -> None:
-    for lease in leases:
-        await worker.refuse(lease.entry, reason)
+# ---------------------------------------------------------------- before the first group
+async def open_teachers(run: Run, worker: Worker) -> dict[str, Teacher]:
+    """Those of this process loaded, those outside probed; TeacherError with the sentence when one will not do."""
+    config, tokenizer = run.config, Tokenizer.open(resolve(run.config.student.model))
+
+    def heed() -> None:
+        worker.leave_if_asked()
+        worker.moved()
+
+    teachers: dict[str, Teacher] = {}
+    folders = {name: (resolve(t.model), t.dtype) for name, t in config.teachers.items() if not t.urls}
+    if folders:
+        from streamopd.score.local import load_teachers  # torch, only where a model is loaded
+
+        local = await worker.compute(load_teachers, folders, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+        for teacher in local.values():
+            teacher.moved = heed
+        teachers |= local
+    outside = open_http_teachers(config.teachers, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+    for teacher_id, servers in outside.items():
+        servers.moved = heed
+        await meet(run, worker, servers, probed_student(config, run.method, teacher_id))
+        teachers[teacher_id] = servers
+    return teachers
 
 
-async def checked(run: Run, worker: Worker, vocab_size: int, pairs: list[tuple[Lease[Group], Views]]) -> list[tuple[Lease[Group], Scored]]:
-    """The scored groups whose evidence can be true; the others are quarantined."""
-    good = []
-    for lease, views in pairs:
+async def meet(run: Run, worker: Worker, teacher: HttpTeacher, student: Student) -> None:
+    """Probe it. Once the run has begun, a teacher that is away is waited for."""
+    found: list[str] = []
+    while True:
         try:
-            check_evidence(lease.record, views, vocab_size)
-            good.append((lease, scored(run, lease.record, views)))
-        except ValueError as error:
-            await worker.refuse(lease.entry, str(error))
-    return good
+            await worker.compute(probe, teacher, student, run.method.evidence, found.append, begun=worker.steps > 0)
+            break
+        except TeacherAway as error:
+            await wait_for(worker, teacher.teacher_id, error)
+            found.clear()
+    await worker.emit("probe", f"teacher {teacher.teacher_id!r}: {'; '.join(found)}")
+
+
+def probed_student(config: Config, method: Method, teacher_id: str) -> Student:
+    """What a probe must know of the run: whose ids, how long, and the first and the longest question."""
+    folder = resolve(config.student.model)
+    turns = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
+    dataset, renderer = open_questions(config.data, config.seed, config.passes, folder, turns, "probe", method.digest)
+    prompts = [renderer.prompt(i, question) for i, question in enumerate([*dataset.heldout, *dataset.distinct()])]
+    mine = [prompt for prompt in prompts if prompt.teacher_id == teacher_id] or prompts
+    contexts = [(prompt.teacher_prompt_ids or prompt.prompt_ids).numpy() for prompt in mine]
+    limit = config.generator.max_completion_length
+    return student_of(folder, Tokenizer.open(folder).stop_ids, method.student_k, limit, [contexts[0], max(contexts, key=len)])
+
+
+# ---------------------------------------------------------------- group after group
+class Desk:
+    """Groups on their way through the teachers, and what becomes of those that cannot be scored."""
+
+    def __init__(self, run: Run, worker: Worker, teachers: dict[str, Teacher]) -> None:
+        self.run, self.worker, self.teachers = run, worker, teachers
+        self.unusable = 0  # answers in a row
+
+    async def score(self, teacher_id: str, leases: list[Lease[Group]]) -> None:
+        """Hand on what can be used. An item is at fault only when it was asked about alone."""
+        if teacher_id not in self.teachers:
+            await self._refuse(leases, f"no teacher is called {teacher_id!r}; there are: {', '.join(sorted(self.teachers))}")
+            return
+        teacher = self.teachers[teacher_id]
+        try:
+            views = await self.worker.compute(teacher.score, [lease.record for lease in leases], self.run.method.evidence)
+        except TeacherAway as error:
+            await self.worker.release(leases)
+            await wait_for(self.worker, teacher_id, error)
+        except GarbageRecord as error:
+            await self._one_by_one(teacher_id, leases, error)
+        else:
+            self.unusable = 0
+            await self.worker.hand(await self._checked(teacher.vocab_size, list(zip(leases, views, strict=True))))
+
+    async def _one_by_one(self, teacher_id: str, leases: list[Lease[Group]], error: GarbageRecord) -> None:
+        if len(leases) > 1:
+            for lease in leases:
+                await self.score(teacher_id, [lease])
+            return
+        self.unusable += 1
+        await self._refuse(leases, str(error))
+        if self.unusable >= UNUSABLE:
+            raise TeacherError(f"Teacher {teacher_id!r} gave {UNUSABLE} unusable answers in a row; the last: {error}. Look at its log.")
+
+    async def _refuse(self, leases: list[Lease[Group]], reason: str) -> None:
+        for lease in leases:
+            await self.worker.refuse(lease.entry, reason)
+
+    async def _checked(self, vocab_size: int, pairs: list[tuple[Lease[Group], Views]]) -> list[tuple[Lease[Group], Scored]]:
+        """The scored groups whose evidence can be true; the others are quarantined."""
+        good = []
+        for lease, views in pairs:
+            try:
+                check_evidence(lease.record, views, vocab_size)
+                good.append((lease, scored(self.run, lease.record, views)))
+            except ValueError as error:
+                await self.worker.refuse(lease.entry, str(error))
+        return good
+
+
+async def wait_for(worker: Worker, teacher_id: str, error: TeacherAway) -> None:
+    """A while, visibly; TeacherError when waiting does not help."""
+    if isinstance(error, TeacherRefuses):
+        raise TeacherError(f"{error}. Look at teachers.{teacher_id}.url and key_env.") from None
+    await worker.emit("away", f"{worker.instance} waits for its teacher: {error}", teacher=teacher_id)
+    with worker.waiting(f"teacher {teacher_id!r}: {error}"):
+        await asyncio.sleep(AWAY_S)
+    worker.leave_if_asked()
 
 
 def scored(run: Run, group: Group, views: Views) -> Scored:

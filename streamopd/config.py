@@ -34,9 +34,17 @@ class Student(Section, frozen=True):
 class Teacher(Section, frozen=True):
     """`[teachers.<id>]`: who scores the prompts that name this id."""
 
-    model: str = ""                      # an HF folder, or "asset:NAME"
+    model: str = ""                      # an HF folder, or "asset:NAME"; beside a url: a copy of it, for the evaluator to examine
+    url: str | list[str] = ""            # of a server outside the run, or of several that serve the same: see docs/teachers.md
+    key_env: str = ""                    # the name of an environment variable with its bearer token; never the token itself
+    timeout_s: float = 60.0              # for one answer of the server
     teacher_prompt: list[Turn] = []  # turns put before the question in the teacher's context only; [] = the student's
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def urls(self) -> list[str]:
+        """Of its servers; [] for a model of the run's own."""
+        return [self.url] if isinstance(self.url, str) and self.url else list(self.url)
 
 
 class Data(Section, frozen=True):
@@ -228,8 +236,8 @@ def check(config: Config) -> None:
 def _rules(c: Config) -> list[tuple[bool, str]]:
     return [
         (bool(c.student.model), "student.model is missing: name the folder of the model that learns."),
-        (bool(c.teachers), 'No teacher: add [teachers.default] with model = "…".'),
-        (all(t.model for t in c.teachers.values()), "Each [teachers.<id>] needs a model."),
+        (bool(c.teachers), 'No teacher: add [teachers.default] with model = "…" or url = "…".'),
+        *(rule for teacher_id, teacher in c.teachers.items() for rule in _teacher_rules(teacher_id, teacher)),
         (bool(c.data.train), "data.train is missing: name a task (chain-sum, reasoning-gym:TASK) or a file."),
         (c.max_staleness >= 0, f"max_staleness is {c.max_staleness}; it counts steps and cannot be below 0."),
         (c.group_size >= 1, f"group_size is {c.group_size}; each prompt needs at least one answer."),
@@ -256,6 +264,25 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "redis.url holds a password, and settings are shown to people; put the password into an environment variable and "
             "name it in redis.password_env.",
         ),
+    ]
+
+
+def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
+    name = f"teachers.{teacher_id}"
+    return [
+        (bool(teacher.model or teacher.urls), f"{name} needs a model (a folder), or a url (a server: docs/teachers.md)."),
+        (
+            all(url.startswith(("http://", "https://")) for url in teacher.urls),
+            f"{name}.url is {teacher.url!r}; it begins with http:// or https://.",
+        ),
+        (len(set(teacher.urls)) == len(teacher.urls), f"{name}.url names one server twice: {teacher.url!r}."),
+        (
+            not any(_holds_password(url) for url in teacher.urls),
+            f"{name}.url holds a password, and settings are shown to people; put the key into an environment variable and name "
+            f"it in {name}.key_env.",
+        ),
+        (bool(teacher.urls) or not teacher.key_env, f"{name}.key_env is set, but there is no url to send the key to."),
+        (teacher.timeout_s > 0, f"{name}.timeout_s is {teacher.timeout_s}; it must be more than 0."),
     ]
 
 

@@ -19,6 +19,14 @@ class TeacherError(UserError):
     """A teacher that is missing, unsuitable, or returned what cannot be true."""
 
 
+class TeacherAway(StreamopdError):
+    """A teacher outside the run does not answer now. No item is at fault: they wait."""
+
+
+class TeacherRefuses(TeacherAway):
+    """Its server says no to whoever asks like this: a key, an address, a redirect. Asking again does not help."""
+
+
 class StreamError(StreamopdError):
     """The broker is unreachable, or is not what this run needs."""
 

@@ -16,13 +16,13 @@ def vocabulary_problem(student_folder: Path, teacher_folder: Path, whole: bool) 
     when a method compares `whole` distributions. Else a head may be padded wider than its tokenizer.
     """
     folders = (student_folder, teacher_folder)
-    student_size, teacher_size = (_vocab_size(folder) for folder in folders)
+    student_size, teacher_size = (vocab_size(folder) for folder in folders)
     tables = all((folder / "tokenizer.json").is_file() for folder in folders)
     if None not in (student_size, teacher_size) and student_size != teacher_size and (whole or not tables):
         return _sentence(*folders, f"vocab_size is {student_size} in the first and {teacher_size} in the second")
     if not tables:
         return None
-    student, teacher = (_tokens(folder / "tokenizer.json") for folder in folders)
+    student, teacher = (tokens(folder) for folder in folders)
     differing = sorted(i for i in student.keys() | teacher.keys() if student.get(i) != teacher.get(i))
     if not differing:
         return None
@@ -44,17 +44,18 @@ def _told(tokens: dict[int, str], index: int) -> str:
     return repr(tokens[index]) if index in tokens else "no token"
 
 
-def _vocab_size(folder: Path) -> int | None:
+def vocab_size(folder: Path) -> int | None:
     """Of config.json; where a model of several parts has one for text, of that part. None: it does not say."""
     config = _read(folder / "config.json")
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     return None if size is None else int(size)
 
 
-def _tokens(file: Path) -> dict[int, str]:
-    """Id -> token, added ones included."""
+def tokens(folder: Path) -> dict[int, str]:
+    """Id -> token of its tokenizer.json, added ones included."""
     from tokenizers import Tokenizer
 
+    file = folder / "tokenizer.json"
     if "model" not in _read(file):  # the library's own complaint is a bare Exception
         raise ConfigError(f"{file} is JSON but no tokenizer: it has no `model`. Copy it again from the model's source.")
     table = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)

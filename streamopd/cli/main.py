@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Show a run's settings, or every key there is.")
 app.add_typer(config_app, name="config")
+probe_app = typer.Typer(no_args_is_help=True, help="Find out what something can do, before a run.")
+app.add_typer(probe_app, name="probe")
 
 Recipe = Annotated[str, typer.Argument(help="A run file (TOML), or the name of a recipe that comes with streamopd.")]
 Overrides = Annotated[list[str], typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a key, e.g. -s learn.lr=1e-5.")]
@@ -84,6 +86,29 @@ def methods() -> None:
     for name in known.names():
         method = known.load(name)
         print(f"{name:20} {method.evidence_level:12} {method.summary}  [{method.paper}]")
+
+
+@app.command("serve-teacher")
+def serve_teacher(
+    model: Annotated[str, typer.Argument(help='An HF folder, or "asset:NAME".')],
+    host: Annotated[str, typer.Option(help="Where to listen; beyond loopback a key is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8001,
+    key_env: Annotated[str, typer.Option(help="The environment variable with the bearer token to ask for.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    token_budget: Annotated[int, typer.Option(help="Tokens in one forward, padding included.")] = 4096,
+) -> None:
+    """Serve a model as a teacher for runs elsewhere: docs/teachers.md says what is spoken."""
+    from .teach import serve_teacher as serve
+
+    serve(model, host, port, key_env, dtype, token_budget)
+
+
+@probe_app.command("teacher")
+def probe_teacher(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
+    """What a run finds out about its teachers outside before its first step."""
+    from .teach import probe_teachers
+
+    probe_teachers(recipe, overrides)
 
 
 @config_app.command("show")

@@ -84,19 +84,16 @@ def _folder_of(recipe: str, overrides: Sequence[str], out: Path | None) -> Path:
 def preflight(config: Config, folder: Path) -> None:
     """What can be refused before the first process starts: method, models, data, and a folder of another run."""
     method = methods.load(config.method)
-    for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
-        resolve(model)
-    for teacher in config.teachers.values():
-        if problem := vocabulary_problem(resolve(config.student.model), resolve(teacher.model), whole=method.evidence.full):
+    student = resolve(config.student.model)
+    for teacher in config.teachers.values():  # one that is only a url is met by the teacher service, which probes it
+        if teacher.model and (problem := vocabulary_problem(student, resolve(teacher.model), whole=method.evidence.full)):
             raise ConfigError(problem)
     from streamopd.grade.graders import choose
     from streamopd.grade.graders import load as load_grader
     from streamopd.prompts.open import open_questions
 
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
-    dataset, renderer = open_questions(
-        config.data, config.seed, config.passes, resolve(config.student.model), contexts, "preflight", method.digest
-    )
+    dataset, renderer = open_questions(config.data, config.seed, config.passes, student, contexts, "preflight", method.digest)
     unknown = dataset.teacher_ids - set(config.teachers)
     if unknown:
         raise ConfigError(

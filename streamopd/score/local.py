@@ -13,35 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
-from streamopd.errors import GarbageRecord, TeacherError
+from streamopd.errors import TeacherError
 from streamopd.layout import cut_micro_batches, pad_right, predicting_positions
-from streamopd.schemas import Array, Evidence, Finish, Group, Prompt, Rollout, TopK
+from streamopd.schemas import Array, Evidence, Group, TopK
+from streamopd.score.item import MIN_LOGPROB, Item, check_ids, score_groups
 from streamopd.slots import EvidenceRequest
 
 MAX_LOGITS = 16 << 20     # floats of logits that exist at once
 MIN_PREFIX = 16           # tokens; a shorter common prefix is not worth a cache
 KEPT_PREFIXES = 8         # of these, keys and values stay
-MIN_LOGPROB = -1e4        # what float16 can hold; -inf means padding and nothing else
-
-
-class _Item(NamedTuple):
-    """One rollout to score."""
-
-    rollout: Rollout
-    context: NDArray[np.int32]     # [P]
-    completion: NDArray[np.int32]  # [G]
-    student_ids: NDArray[np.int32] | None  # [G, k]
-
-    @property
-    def length(self) -> int:
-        return len(self.context) + len(self.completion)
 
 
 class LocalTeacher:
@@ -68,56 +54,46 @@ class LocalTeacher:
 
     def score(self, groups: Sequence[Group], request: EvidenceRequest) -> list[list[list[Evidence]]]:
         """Views by group and rollout; [] for a rollout that failed, was aborted or is empty."""
-        asked = [self._item(group.prompt, rollout, request) for group in groups for rollout in group.rollouts]
-        items = [item for item in asked if item]
-        found: dict[int, Evidence] = {}
+        return score_groups(groups, request, self.check, lambda items: self._score_items(items, request))
+
+    def check(self, item: Item) -> None:
+        """GarbageRecord when this teacher cannot read it."""
+        check_ids(item, self.vocab_size, self.teacher_id)
+
+    def micro_batches(self, items: Sequence[Item]) -> Iterator[list[int]]:
+        """Indices of items that go through one forward; what consumes them has moved after each."""
         for indices in cut_micro_batches([item.length for item in items], self.token_budget):
-            found |= zip(indices, self._score_batch([items[i] for i in indices], request), strict=True)
+            yield [int(i) for i in indices]
             self.moved()
-        scored = iter(found[i] for i in range(len(items)))
-        views = iter([[next(scored)] if item else [] for item in asked])
-        return [[next(views) for _ in group.rollouts] for group in groups]
 
-    def _item(self, prompt: Prompt, rollout: Rollout, request: EvidenceRequest) -> _Item | None:
-        if rollout.finish in (Finish.ERROR, Finish.ABORTED) or not len(rollout.completion_ids):
-            return None
-        context = rollout.prompt_ids if prompt.teacher_prompt_ids is None else prompt.teacher_prompt_ids
-        student_ids = None
-        if request.student_ids:
-            if rollout.student_topk is None or rollout.student_topk.ids is None:
-                raise GarbageRecord(f"The method asks for the student's own top ids, but rollout {rollout.id} carries none.")
-            student_ids = rollout.student_topk.ids.numpy()
-        item = _Item(rollout, context.numpy(), rollout.completion_ids.numpy(), student_ids)
-        self._check_ids(item)
-        return item
-
-    def _check_ids(self, item: _Item) -> None:
-        if not len(item.context):
-            raise GarbageRecord(f"Rollout {item.rollout.id} has no context: its first token cannot be scored.")
-        for ids in (item.context, item.completion, item.student_ids):
-            if ids is not None and ids.size and ids.max() >= self.vocab_size:
-                raise GarbageRecord(
-                    f"Rollout {item.rollout.id} holds id {ids.max()}, but teacher {self.teacher_id!r} "
-                    f"knows {self.vocab_size}. Student and teacher need one tokenizer."
-                )
-
-    @torch.inference_mode()
-    def _score_batch(self, items: Sequence[_Item], request: EvidenceRequest) -> list[Evidence]:
+    def distributions(self, items: Sequence[Item]) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, log-probs [N, V]) over the answer tokens of one micro-batch, a few rows at a time."""
         hidden_MD = self._answer_states(items)
-        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long()
-        student_Mk = _stack_ids([item.student_ids for item in items]) if request.student_ids else None
         rows = max(1, MAX_LOGITS // self.vocab_size)
-        chunks = []
         for start in range(0, len(hidden_MD), rows):
             part = slice(start, start + rows)
-            logp_NV = torch.log_softmax(self.model.get_output_embeddings()(hidden_MD[part]).float(), -1)
+            logits_NV = self.model.get_output_embeddings()(hidden_MD[part]).float()
+            yield part, torch.log_softmax(logits_NV, -1).clamp_(min=MIN_LOGPROB)
+
+    def _score_items(self, items: Sequence[Item], request: EvidenceRequest) -> list[Evidence]:
+        found: dict[int, Evidence] = {}
+        for indices in self.micro_batches(items):
+            found |= zip(indices, self._score_batch([items[i] for i in indices], request), strict=True)
+        return [found[i] for i in range(len(items))]
+
+    @torch.inference_mode()
+    def _score_batch(self, items: Sequence[Item], request: EvidenceRequest) -> list[Evidence]:
+        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long()
+        student_Mk = _stack_ids([item.student_ids for item in items]) if request.student_ids else None
+        chunks = []
+        for part, logp_NV in self.distributions(items):
             student_Nk = None if student_Mk is None else student_Mk[part]
             chunks.append(_look(logp_NV, completion_M[part], student_Nk, self.stop_ids, request))
         seen = chunks[0] if len(chunks) == 1 else _join(chunks)
         columns = _Seen(*(None if column is None else column.numpy() for column in seen))
         return list(self._evidence(items, columns, request))
 
-    def _answer_states(self, items: Sequence[_Item]) -> Tensor:
+    def _answer_states(self, items: Sequence[Item]) -> Tensor:
         """Last hidden states [M, D] at the positions that predict completion tokens, rollouts one after another."""
         cache, skipped = self._prefix_cache(_common_prefix([item.context for item in items]), len(items))
         rows = [np.concatenate([item.context[skipped:], item.completion[:-1]]) for item in items]
@@ -167,15 +143,15 @@ class LocalTeacher:
             self._prefixes.popitem(last=False)
         return layers
 
-    def _evidence(self, items: Sequence[_Item], seen: _Seen, request: EvidenceRequest) -> Iterator[Evidence]:
+    def _evidence(self, items: Sequence[Item], seen: _Seen, request: EvidenceRequest) -> Iterator[Evidence]:
         start = 0
         for item in items:
             stop = start + len(item.completion)
             part = _Seen(*(None if values is None else values[start:stop] for values in seen))
             yield Evidence(
-                rollout_id=item.rollout.id,
+                rollout_id=item.rollout_id,
                 teacher_id=self.teacher_id,
-                context_digest=xxhash.xxh3_64_hexdigest(item.context.tobytes()),
+                context_digest=item.context_digest,
                 tokenizer_digest=self.tokenizer_digest,
                 logprobs=Array.of(part.logprobs, "float32"),
                 support=_to_topk(part, request.full),
@@ -242,7 +218,6 @@ def _look(
     logp_NV: Tensor, completion_N: Tensor, student_Nk: Tensor | None, stop_ids: Sequence[int], request: EvidenceRequest
 ) -> _Seen:
     """What the request asks about N positions, from their whole distributions."""
-    logp_NV = logp_NV.clamp_(min=MIN_LOGPROB)
     stop = logp_NV[:, list(stop_ids)]
     whole = (
         logp_NV.gather(1, completion_N[:, None])[:, 0],

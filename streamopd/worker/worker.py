@@ -107,13 +107,13 @@ class Worker:
         self._progress += by
         self.counters["moved_s"] = time.time()
 
-    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+    async def compute(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """`work(*args)` off the event loop, so that leases are renewed meanwhile."""
         if self.inline:
-            result = work(*args)
+            result = work(*args, **named)
             await asyncio.sleep(0)
         else:
-            result = await asyncio.to_thread(work, *args)
+            result = await asyncio.to_thread(work, *args, **named)
         self.moved()
         return result
 

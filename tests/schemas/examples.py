@@ -23,6 +23,7 @@ from streamopd.schemas import (
     TopK,
     Weights,
 )
+from streamopd.schemas.teaching import Complaint, Score, ScoreAnswer, ScoreItem, ScoreRequest, TeacherInfo, Vocabulary, Want
 
 HEAD: dict[str, Any] = {"run": "demo-00000000", "method": "0123456789abcdef", "born_s": 1.5}
 
@@ -58,6 +59,26 @@ def group(seq: int = 7) -> Group:
 
 def scored(seq: int = 7) -> Scored:
     return Scored(id=f"p{seq}", group=group(seq), views=[[evidence(seq)]], **HEAD)
+
+
+def teaching() -> dict[str, Any]:
+    """name -> message to or from a teacher outside the run."""
+    item = ScoreItem(
+        context_ids=Array.of([1, 10, 13], "int32"), completion_ids=Array.of([4, 2], "int32"),
+        support_ids=Array.of([[4, 5], [2, -1]], "int32"),
+    )
+    score = Score(
+        logprobs=Array.of([-0.25, -0.5], "float32"), topk_ids=Array.of([[4], [2]], "int32"),
+        topk_logprobs=Array.of([[-0.25], [-0.5]], "float32"), support_logprobs=Array.of([[-0.25, -2.0], [-0.5, -8.0]], "float32"),
+        entropy=Array.of([0.5, 0.75], "float32"), stop_logmass=Array.of([-8.0, -0.5], "float32"),
+    )
+    return {
+        "info": TeacherInfo(contract=1, model="a model", vocab_size=19, max_tokens=128, max_topk=20),
+        "vocabulary": Vocabulary(tokens=["<pad>", "<s>", "</s>", None, "1"]),
+        "request": ScoreRequest(items=[item], want=Want(topk=1, entropy=True, stop_ids=[2])),
+        "answer": ScoreAnswer(scores=[score]),
+        "complaint": Complaint(error="item 0 has 300 tokens, this teacher takes 128"),
+    }
 
 
 def examples() -> dict[str, Any]:

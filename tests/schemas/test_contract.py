@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamopd.schemas import Array, Batch, Evidence, Group, Rollout, Scored, Span, TopK, decode, encode
-from tests.schemas.examples import examples, group, rollout, scored
-from tests.schemas.make_contract import CONTRACT, schema
+from streamopd.schemas.teaching import JSON, MSGPACK, read_answer, read_request
+from tests.schemas.examples import examples, group, rollout, scored, teaching
+from tests.schemas.make_contract import CONTRACT, schema, teacher_golden, teacher_schema
 
 
 @pytest.mark.parametrize("name", sorted(examples()))
@@ -26,6 +27,20 @@ def test_the_golden_bytes_are_what_is_written_and_read(name: str) -> None:
 
 def test_the_json_schema_is_that_of_the_structs() -> None:
     assert (CONTRACT / "schema.json").read_text() == schema()
+    assert (CONTRACT / "teacher.json").read_text() == teacher_schema()
+
+
+@pytest.mark.parametrize(("name", "body"), teacher_golden().items())
+def test_what_is_said_to_a_teacher_outside_does_not_change_by_accident(name: str, body: bytes) -> None:
+    assert (CONTRACT / "golden" / name).read_bytes() == body
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_both_forms_say_the_same(form: str) -> None:
+    end = form.rpartition("/")[2]
+    golden = CONTRACT / "golden"
+    assert read_request((golden / f"teacher_request.{end}").read_bytes(), form) == teaching()["request"]
+    assert read_answer((golden / f"teacher_answer.{end}").read_bytes(), form) == teaching()["answer"]
 
 
 @given(st.binary(max_size=300))
