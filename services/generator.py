@@ -86,6 +86,8 @@ class Desk:
         except (SwapRefused, OSError) as error:
             await self._fall_behind(newest, error)
             return
+        if self.served[1] < 0:
+            await self.worker.emit("serve", f"{self.worker.instance} serves weights {newest.n}, verified", n=newest.n)
         self._note_swap(newest, time.perf_counter() - start_s, inflight)
 
     async def admit(self) -> None:

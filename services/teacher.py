@@ -14,7 +14,7 @@ from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evidence, Group, Scored
 from streamopd.score.check import check_evidence
-from streamopd.score.http import HttpTeacher, open_http_teachers
+from streamopd.score.http import HttpTeacher, open_http_teacher
 from streamopd.score.probe import Student, probe, student_of
 from streamopd.slots import EvidenceRequest, Method
 from streamopd.topology import Stage
@@ -65,11 +65,12 @@ async def open_teachers(run: Run, worker: Worker) -> dict[str, Teacher]:
         for teacher in local.values():
             teacher.moved = heed
         teachers |= local
-    outside = open_http_teachers(config.teachers, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
-    for teacher_id, servers in outside.items():
-        servers.moved = heed
-        await meet(run, worker, servers, probed_student(config, run.method, teacher_id))
-        teachers[teacher_id] = servers
+    for teacher_id, named in config.teachers.items():
+        if named.urls:
+            outside = open_http_teacher(teacher_id, named, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+            outside.moved = heed
+            await meet(run, worker, outside, probed_student(config, run.method, teacher_id))
+            teachers[teacher_id] = outside
     return teachers
 
 

@@ -23,9 +23,10 @@ def unread(root: type[Section], sources: Iterable[str], own: str = "") -> list[s
     for source in sources:
         tree = ast.parse(source)
         read |= Reader(keys, _imported_types(tree)).reads(tree)
-    for name, body in _properties(own, root.__name__):
-        if name in read:
-            read |= Reader(keys, set()).reads(body, {"self": ""})
+    for place, section in keys.sections.items():
+        for name, body in _properties(own, section.__name__):
+            if _join(place, name) in read:
+                read |= Reader(keys, set()).reads(body, {"self": place})
     return sorted(keys.leaves - read)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from streamopd.schemas import Heartbeat
+from streamopd.watch.metrics import ADDRESS_ENV
 
 MAX_RESTARTS = 5
 WINDOW_S = 300.0
@@ -79,6 +80,11 @@ class Deaths:
         return ""
 
 
+def _environment() -> dict[str, str]:
+    """Of a child: what this process has, but for the one address at which this process shows its figures."""
+    return {name: value for name, value in os.environ.items() if name != ADDRESS_ENV}
+
+
 class Child:
     """A process that is started, watched, and started again. `process` is None while a start is due."""
 
@@ -96,7 +102,7 @@ class Child:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=tied(signal.SIGKILL),
+                preexec_fn=tied(signal.SIGKILL), env=_environment(),
             )
         self.progress, self.moved_s = 0, time.monotonic()
 

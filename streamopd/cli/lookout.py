@@ -11,6 +11,7 @@ from streamopd.schemas import Event, Heartbeat
 from streamopd.stream import Broker, Counters
 from streamopd.watch.display import Display
 from streamopd.watch.journal import Journal
+from streamopd.watch.metrics import ADDRESS_ENV, RunFigures, show_metrics
 from streamopd.worker import Run
 
 from .outcome import Account, last_metrics
@@ -27,6 +28,9 @@ class Lookout:
         self.started_s = time.time()
         self.steps = 0
         self.refused: dict[str, str] = {}  # instance -> why it gave up, as its event says
+        self.figures = RunFigures()
+        if ADDRESS_ENV in os.environ:
+            show_metrics(os.environ[ADDRESS_ENV], self.figures)
         self.heard: Callable[[Event], None] = lambda event: None  # called with each new event
         self._event_id = "0"
         self._unwritten = ""  # why events are not written down, once that is so
@@ -41,7 +45,9 @@ class Lookout:
             self.heard(event)
             self.tell(event)
         self.steps = max(self.steps, counters.steps)
-        self.display.update(counters, beats, last_metrics(self.run.folder), time.time() - self.started_s)
+        learned = last_metrics(self.run.folder)
+        self.figures.counters, self.figures.learned = counters, learned
+        self.display.update(counters, beats, learned, time.time() - self.started_s)
         return counters, beats
 
     async def skip_old_events(self, broker: Broker) -> None:

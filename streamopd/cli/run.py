@@ -19,7 +19,7 @@ from streamopd.config import Config
 from streamopd.errors import ConfigError
 from streamopd.stream.server import stop_survivor
 from streamopd.worker import Run
-from streamopd.worker.process import serve, small_machine_threads
+from streamopd.worker.process import Main, serve, small_machine_threads
 
 PARTS = ("config.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "evaluations.jsonl", "summary.json", "report.html",
          "weights", "state", "blobs", "logs", "final")
@@ -60,8 +60,12 @@ def serve_here(service: str, recipe: str, overrides: Sequence[str], out: Path | 
     import importlib
 
     small_machine_threads()
-    main = importlib.import_module(f"streamopd.services.{service}").main
-    return serve(main, service, _folder_of(recipe, overrides, out), instance, debug)
+
+    def load() -> Main:
+        main: Main = importlib.import_module(f"streamopd.services.{service}").main
+        return main
+
+    return serve(load, service, _folder_of(recipe, overrides, out), instance, debug)
 
 
 def _folder_of(recipe: str, overrides: Sequence[str], out: Path | None) -> Path:

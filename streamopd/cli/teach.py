@@ -43,18 +43,18 @@ def probe_teachers(recipe: str, overrides: Sequence[str]) -> None:
     config, _ = configs.load(recipe, overrides)
     method = methods.load(config.method)
     from streamopd.prompts.tokenizer import Tokenizer
-    from streamopd.score.http import open_http_teachers
+    from streamopd.score.http import open_http_teacher
     from streamopd.score.probe import probe
     from streamopd.services.teacher import probed_student
 
     tokenizer = Tokenizer.open(resolve(config.student.model))
-    outside = open_http_teachers(config.teachers, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
-    for teacher_id in sorted(config.teachers):
-        if teacher_id not in outside:
-            print(f"{teacher_id}: {config.teachers[teacher_id].model}, loaded by the run itself")
+    for teacher_id, named in sorted(config.teachers.items()):
+        if not named.urls:
+            print(f"{teacher_id}: {named.model}, loaded by the run itself")
             continue
+        outside = open_http_teacher(teacher_id, named, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
         tell = partial(print, f"{teacher_id}:", flush=True)
-        probe(outside[teacher_id], probed_student(config, method, teacher_id), method.evidence, tell)
+        probe(outside, probed_student(config, method, teacher_id), method.evidence, tell)
 
 
 def _key(variable: str) -> str:

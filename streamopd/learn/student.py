@@ -107,6 +107,7 @@ class Student:
         self.model.config.dtype = self.dtype
         self.model.config.save_pretrained(folder)
         save_file(self.tensors(), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # so may whoever takes the result
 
 
 def _beside(folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import wait
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -205,16 +205,12 @@ class HttpTeacher:
         return isinstance(error, TeacherAway) and not (isinstance(error, TeacherRefuses) and len(self.replicas) == 1)
 
 
-def open_http_teachers(
-    teachers: Mapping[str, Teacher], stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = ""
-) -> dict[str, HttpTeacher]:
-    """Those that have a url, by id; nobody is asked yet. ConfigError when a key is not in the environment."""
-    return {
-        teacher_id: HttpTeacher(
-            teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, _key(teacher_id, teacher.key_env), teacher.timeout_s
-        )
-        for teacher_id, teacher in teachers.items() if teacher.urls
-    }
+def open_http_teacher(
+    teacher_id: str, teacher: Teacher, stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = ""
+) -> HttpTeacher:
+    """As the run file names it; nobody is asked yet. ConfigError when its key is not in the environment."""
+    key = _key(teacher_id, teacher.key_env)
+    return HttpTeacher(teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s)
 
 
 def _key(teacher_id: str, variable: str) -> str:

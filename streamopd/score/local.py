@@ -83,14 +83,15 @@ class LocalTeacher:
 
     @torch.inference_mode()
     def _score_batch(self, items: Sequence[Item], request: EvidenceRequest) -> list[Evidence]:
-        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long()
-        student_Mk = _stack_ids([item.student_ids for item in items]) if request.student_ids else None
+        device = self.model.device
+        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long().to(device)
+        student_Mk = _stack_ids([item.student_ids for item in items]).to(device) if request.student_ids else None
         chunks = []
         for part, logp_NV in self.distributions(items):
             student_Nk = None if student_Mk is None else student_Mk[part]
             chunks.append(_look(logp_NV, completion_M[part], student_Nk, self.stop_ids, request))
         seen = chunks[0] if len(chunks) == 1 else _join(chunks)
-        columns = _Seen(*(None if column is None else column.numpy() for column in seen))
+        columns = _Seen(*(None if column is None else column.cpu().numpy() for column in seen))
         return list(self._evidence(items, columns, request))
 
     def _answer_states(self, items: Sequence[Item]) -> Tensor:
@@ -101,7 +102,8 @@ class LocalTeacher:
         where_M = predicting_positions(
             [len(item.context) - skipped for item in items], [len(item.completion) for item in items], ids_RL.shape[1]
         )
-        return self._trunk(ids_RL, cache, skipped).flatten(0, 1)[torch.from_numpy(where_M)]
+        device = self.model.device
+        return self._trunk(ids_RL.to(device), cache, skipped).flatten(0, 1)[torch.from_numpy(where_M).to(device)]
 
     def _trunk(self, ids_RL: Tensor, cache: DynamicCache | None, skipped: int) -> Tensor:
         """Right padding needs no mask of its own: it lies after every token that is read."""
@@ -110,8 +112,8 @@ class LocalTeacher:
         rows, width = ids_RL.shape
         return self.model.base_model(  # type: ignore[no-any-return]
             input_ids=ids_RL, cache=cache, use_cache=True,
-            position_ids=torch.arange(skipped, skipped + width).expand(rows, width),
-            attention_mask=torch.ones(rows, skipped + width, dtype=torch.long),
+            position_ids=torch.arange(skipped, skipped + width, device=ids_RL.device).expand(rows, width),
+            attention_mask=torch.ones(rows, skipped + width, dtype=torch.long, device=ids_RL.device),
         ).last_hidden_state
 
     def _prefix_cache(self, prefix: NDArray[np.int32], rows: int) -> tuple[DynamicCache | None, int]:
@@ -137,7 +139,8 @@ class LocalTeacher:
 
     def _read_prefix(self, prefix: NDArray[np.int32]) -> list[tuple[Tensor, Tensor]]:
         cache = DynamicCache(config=self.model.config)
-        self.model.base_model(input_ids=torch.from_numpy(prefix.astype(np.int64))[None], cache=cache, use_cache=True)
+        ids_1P = torch.from_numpy(prefix.astype(np.int64))[None].to(self.model.device)
+        self.model.base_model(input_ids=ids_1P, cache=cache, use_cache=True)
         layers = self._prefixes[prefix.tobytes()] = [(layer.keys, layer.values) for layer in cache.layers]
         if len(self._prefixes) > KEPT_PREFIXES:
             self._prefixes.popitem(last=False)
@@ -185,14 +188,14 @@ def load_model(folder: Path, dtype: str) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise TeacherError(f"{folder} is not a model folder that transformers can load: {error}") from error
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     _refuse_scaled_head(model, folder)
     return model  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
 def _refuse_scaled_head(model: PreTrainedModel, folder: Path) -> None:
-    ids = torch.zeros(1, 2, dtype=torch.long)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     plain = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     whole = model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(plain.float(), whole.float(), rtol=1e-3, atol=1e-3):
@@ -223,9 +226,9 @@ def _look(
         logp_NV.gather(1, completion_N[:, None])[:, 0],
         -(logp_NV.exp().mul_(logp_NV)).sum(-1),
     )
-    stop_logmass = stop.logsumexp(-1) if stop_ids else torch.zeros(len(logp_NV))
+    stop_logmass = stop.logsumexp(-1) if stop_ids else torch.zeros(len(logp_NV), device=logp_NV.device)
     if request.full:
-        return _Seen(*whole, torch.ones(len(logp_NV)), stop_logmass, None, logp_NV)
+        return _Seen(*whole, torch.ones(len(logp_NV), device=logp_NV.device), stop_logmass, None, logp_NV)
     ids_NK = _support_ids(logp_NV, completion_N, student_Nk, stop_ids, request)
     support_NK = logp_NV.gather(1, ids_NK.clamp(min=0)).masked_fill_(ids_NK < 0, -torch.inf)
     return _Seen(*whole, support_NK.exp().sum(-1), stop_logmass, ids_NK, support_NK)
@@ -244,8 +247,8 @@ def _support_ids(
     if request.sampled:
         parts.append(completion_N[:, None])
     if request.stop and stop_ids:
-        parts.append(torch.tensor(stop_ids).expand(rows, -1))
-    return deduplicate(torch.cat(parts, 1)) if parts else torch.empty(rows, 0, dtype=torch.long)
+        parts.append(torch.tensor(stop_ids, device=logp_NV.device).expand(rows, -1))
+    return deduplicate(torch.cat(parts, 1)) if parts else torch.empty(rows, 0, dtype=torch.long, device=logp_NV.device)
 
 
 def deduplicate(ids_NK: Tensor) -> Tensor:

@@ -131,12 +131,13 @@ class TeacherServer:
 
     @torch.inference_mode()
     def _score_batch(self, items: Sequence[Item], want: Want) -> list[PackedScore]:
-        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long()
-        support_MS = _stacked([item.student_ids for item in items], [len(item.completion) for item in items])
+        device = self.teacher.model.device
+        completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long().to(device)
+        support_MS = _stacked([item.student_ids for item in items], [len(item.completion) for item in items]).to(device)
         seen: list[dict[str, Tensor]] = []
         for part, logp_NV in self.teacher.distributions(items):
             seen.append(_look(logp_NV, completion_M[part], support_MS[part], want))
-        columns = {name: torch.cat([chunk[name] for chunk in seen]).numpy() for name in seen[0]}
+        columns = {name: torch.cat([chunk[name] for chunk in seen]).cpu().numpy() for name in seen[0]}
         return list(_cut(items, columns))
 
 

@@ -82,6 +82,7 @@ def versions(weights_dir: Path) -> list[int]:
 def _fill(folder: Path, tensors: dict[str, torch.Tensor], source: Path, manifest: Weights, fsync: bool) -> None:
     folder.chmod(0o755)  # mkdtemp hides it from the run's other users
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    (folder / TENSORS).chmod(0o644)  # generators may be other users
     for file in _companions(source):
         _link_or_copy(file, folder / file.name)
     if fsync:

@@ -18,6 +18,8 @@ import uvloop
 
 from streamopd.errors import Fenced, StreamError, UserError
 from streamopd.stream import Broker
+from streamopd.watch.metrics import ADDRESS_ENV, show_metrics
+from streamopd.worker.gpu import lease_gpu
 from streamopd.worker.patient import patient
 from streamopd.worker.run import Run
 from streamopd.worker.worker import Ended, Worker
@@ -37,12 +39,12 @@ def small_machine_threads() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def serve(main: Main, service: str, folder: Path, instance: str = "", debug: bool = False) -> int:
-    """Run a service until it ends; the exit code tells the truth."""
+def serve(load: Callable[[], Main], service: str, folder: Path, instance: str = "", debug: bool = False) -> int:
+    """Run a service until it ends; the exit code tells the truth. `load` may import torch: a device is chosen before."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     name = instance or f"{service}-{socket.gethostname()}-{os.getpid()}"
     try:
-        return uvloop.run(_serve(main, service, folder, name))
+        return uvloop.run(_serve(load, service, folder, name))
     except (UserError, StreamError) as error:
         print(f"{service}: {error}", file=sys.stderr)
         if debug:
@@ -52,7 +54,7 @@ def serve(main: Main, service: str, folder: Path, instance: str = "", debug: boo
         return 130
 
 
-async def _serve(main: Main, service: str, folder: Path, instance: str) -> int:
+async def _serve(load: Callable[[], Main], service: str, folder: Path, instance: str) -> int:
     run = Run.open(folder)
     if run.over_file.exists():
         log.warning("the run is over: %s", run.over_file.read_text())
@@ -61,6 +63,13 @@ async def _serve(main: Main, service: str, folder: Path, instance: str) -> int:
     worker = Worker(run, service, f"{instance}-{os.getpid()}", broker)
     broker.leaving = worker.draining.is_set  # type: ignore[attr-defined]
     _listen(worker)
+    if ADDRESS_ENV in os.environ:
+        show_metrics(os.environ[ADDRESS_ENV], worker.figures)
+
+    async def main(run: Run, worker: Worker) -> None:
+        await lease_gpu(worker)
+        await load()(run, worker)
+
     async with worker:
         return await guarded(main, run, worker)
 

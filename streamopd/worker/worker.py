@@ -17,6 +17,7 @@ from streamopd.errors import GarbageRecord
 from streamopd.schemas import Event, Group, Heartbeat, Prompt, Scored, Weights, decode, encode
 from streamopd.stream import Broker, Entry, HandOff
 from streamopd.topology import Stage
+from streamopd.watch.metrics import ServiceFigures
 from streamopd.worker.run import Run
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Worker:
         self.version = -1
         self.behind = ""  # why the newest weights are not served, while that lasts
         self.counters: dict[str, float] = {}
+        self.figures = ServiceFigures()      # the newest heartbeat, for whoever measures
         self.weights: Weights | None = None  # the newest manifest seen
         self.boot = ""
         self.steps = 0                       # done, as the broker says
@@ -283,13 +285,12 @@ class Worker:
     async def _beat(self) -> None:
         self.counters["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self.counters["cpu_s"] = time.process_time()
-        await self.broker.beat(
-            Heartbeat(
-                service=self.service, instance=self.instance, pid=os.getpid(), born_s=time.time(), progress=self._progress,
-                state="behind" if self.behind else self.state, waits_for=self.behind or self.waits_for,
-                version=self.version, counters=dict(self.counters),
-            )
+        self.figures.beat = Heartbeat(
+            service=self.service, instance=self.instance, pid=os.getpid(), born_s=time.time(), progress=self._progress,
+            state="behind" if self.behind else self.state, waits_for=self.behind or self.waits_for,
+            version=self.version, counters=dict(self.counters),
         )
+        await self.broker.beat(self.figures.beat)
 
     async def _watch(self) -> None:
         """Keep `weights`, `boot` and `closed` fresh while the service computes."""

@@ -194,4 +194,4 @@ def act(name: str) -> Main:
 
 if __name__ == "__main__":
     _, service, folder, instance, name = sys.argv
-    sys.exit(serve(act(name), service, Path(folder), instance))
+    sys.exit(serve(lambda: act(name), service, Path(folder), instance))

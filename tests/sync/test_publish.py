@@ -48,6 +48,12 @@ def test_a_version_is_a_complete_folder_under_its_manifest(publish_n: Publish, w
     assert weights.nbytes == sum(tensor.nbytes for tensor in stored.values())
 
 
+def test_a_version_can_be_read_by_generators_that_are_other_users(publish_n: Publish, weights_dir: Path) -> None:
+    folder = weights_dir / publish_n(1).folder
+    assert folder.stat().st_mode & 0o005 == 0o005
+    assert all(file.stat().st_mode & 0o004 for file in folder.iterdir())
+
+
 def test_a_digest_is_of_the_bytes_whatever_the_dtype_and_layout() -> None:
     values = torch.arange(12.0).reshape(3, 4)
     assert digest(values) == digest(values.clone()) != digest(values.T)
