@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    ?= runs/quickstart
 ARGS   ?=
 
-.PHONY: quickstart smollm2 test test-kill test-slow test-browser test-smollm2 lint install clean
+.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-smollm2 lint install clean
 
 quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
 	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
@@ -13,6 +13,9 @@ quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two 
 smollm2: $(VENV)/.installed      ## a real language model learns to answer in JSON, about twelve minutes
 	$(BIN)/python recipes/fetch_smollm2.py
 	$(BIN)/streamopd run recipes/smollm2-json.toml $(ARGS)
+
+up:                              ## the quickstart in containers; ends with the run's own exit code
+	sh compose/up.sh $(ARGS)
 
 test: $(VENV)/.installed         ## the default suite, a few minutes
 	$(BIN)/python -m pytest $(ARGS)
@@ -25,6 +28,9 @@ test-slow: $(VENV)/.installed    ## the quickstart to its end, checked from outs
 
 test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium)
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-compose: $(VENV)/.installed ## containers: up, scale, crash, resume, teachers outside (root; starts an engine where none runs)
+	$(BIN)/python -m pytest -m compose $(ARGS)
 
 test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe in three steps, and its fetch
 	$(BIN)/python -m pytest -m smollm2 $(ARGS)
