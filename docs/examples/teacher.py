@@ -49,5 +49,8 @@ class Teacher(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def log_message(self, *_):
+        pass
+
 
 ThreadingHTTPServer((host, int(port)), Teacher).serve_forever()

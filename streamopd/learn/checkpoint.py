@@ -36,7 +36,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     n: int                      # steps done = version of the weights
     record: dict[int, str]      # seq -> fate: all that was consumed, and so never comes again
     dataset_digest: str
-    config_digest: str
+    method_digest: str
     done: bool = False
     unused: list[int] = []      # issued without a fate when the run ended; a resumed run issues them again
     fed: int = 0

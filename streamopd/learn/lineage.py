@@ -21,11 +21,11 @@ class Lineage:
     """One learner's claim on the run. The disk grants it; the broker is fenced by it."""
 
     def __init__(
-        self, broker: Broker, trainer: Trainer, state_dir: Path, publish: Publish, dataset_digest: str, config_digest: str,
+        self, broker: Broker, trainer: Trainer, state_dir: Path, publish: Publish, dataset_digest: str, method_digest: str,
         restamp: bool,
     ) -> None:
         self.broker, self.trainer, self.state_dir, self.publish = broker, trainer, state_dir, publish
-        self.dataset_digest, self.config_digest = dataset_digest, config_digest
+        self.dataset_digest, self.method_digest = dataset_digest, method_digest
         self.warnings: list[str] = []   # of checkpoints that could not be read
         self.restamp = restamp          # appendfsync always on one node: a restarted server has lost nothing
         self.number = 0
@@ -68,10 +68,10 @@ class Lineage:
                 f"The data changed: the checkpoint {folder.name} was made with dataset {checkpoint.dataset_digest}, "
                 f"this run has {self.dataset_digest}. Give back the old data or seed, or start over with --fresh."
             )
-        if checkpoint.config_digest != self.config_digest:
+        if checkpoint.method_digest != self.method_digest:
             raise ConfigError(
-                f"The method changed: the checkpoint {folder.name} was made with {checkpoint.config_digest}, this run has "
-                f"{self.config_digest}. Give back the old method, or start over with --fresh."
+                f"The method changed: the checkpoint {folder.name} was made with {checkpoint.method_digest}, this run has "
+                f"{self.method_digest}. Give back the old method, or start over with --fresh."
             )
         self.trainer.load(folder)
         self.boot, self.n, self.record = checkpoint.boot, checkpoint.n, dict(checkpoint.record)
@@ -152,7 +152,7 @@ class Lineage:
     def _save(self, done: bool, unused: Sequence[int] = (), fed: int = 0) -> Checkpoint:
         checkpoint = Checkpoint(
             boot=self.boot, lineage=self.number, n=self.n, record=self.record, dataset_digest=self.dataset_digest,
-            config_digest=self.config_digest, done=done, unused=list(unused), fed=fed,
+            method_digest=self.method_digest, done=done, unused=list(unused), fed=fed,
         )
         save(self.state_dir, checkpoint, self.trainer)
         self.base = (self.number, self.n)

@@ -26,7 +26,7 @@ KINDS: dict[Stage, type[Record]] = {Stage.ISSUED: Prompt, Stage.GENERATED: Group
 BEAT_S = 1.0
 STAMP_S = 0.1   # between two looks at a broker that awaits the learner's stamp
 GOODBYE_S = 5.0
-LOOK_S = 0.02  # looks at the broker are no closer together than this
+LOOK_S = 0.05  # looks at the broker are no closer together than this
 
 
 class Ended(Exception):

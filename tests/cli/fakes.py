@@ -84,7 +84,7 @@ async def close(run: Run, worker: Worker, number: int) -> None:
     await worker.look()
     await worker.broker.finish(worker.boot, number)
     save(run.state_dir, Checkpoint(
-        boot=worker.boot, lineage=number, n=worker.steps, record={}, dataset_digest="", config_digest="", done=True
+        boot=worker.boot, lineage=number, n=worker.steps, record={}, dataset_digest="", method_digest="", done=True
     ), Weightless())
     (run.folder / "final").mkdir(exist_ok=True)
     (run.folder / "final" / "config.json").write_text("{}")

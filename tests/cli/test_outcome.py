@@ -20,7 +20,7 @@ from .fakes import Weightless
 
 def leave(folder: Path, n: int = 2, done: bool = True, final: bool = True, status: str = "completed") -> None:
     """What a run leaves in its folder."""
-    checkpoint = Checkpoint(boot="b", lineage=1, n=n, record={}, dataset_digest="", config_digest="", done=done)
+    checkpoint = Checkpoint(boot="b", lineage=1, n=n, record={}, dataset_digest="", method_digest="", done=done)
     save(folder / "state", checkpoint, Weightless())
     if final:
         (folder / "final").mkdir()

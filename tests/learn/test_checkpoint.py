@@ -27,7 +27,7 @@ class Bytes:
 
 def checkpoint(lineage: int, n: int, **values: object) -> Checkpoint:
     record = {0: "trained", 7: "dead:poison"}
-    settings: dict[str, object] = {"boot": "b", "record": record, "dataset_digest": "d", "config_digest": "c"}
+    settings: dict[str, object] = {"boot": "b", "record": record, "dataset_digest": "d", "method_digest": "c"}
     return Checkpoint(lineage=lineage, n=n, **(settings | values))
 
 
@@ -106,8 +106,8 @@ def test_a_run_whose_checkpoints_are_all_unreadable_does_not_silently_start_anew
 # ---------------------------------------------------------------- what can fail
 def run_python(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
     head = "from pathlib import Path\nimport os, resource, signal, sys\nfrom streamopd.learn.checkpoint import *\n"
-    head += "first = Checkpoint(boot='b', lineage=1, n=1, record={}, dataset_digest='', config_digest='')\n"
-    head += "second = Checkpoint(boot='b', lineage=1, n=2, record={}, dataset_digest='', config_digest='')\n"
+    head += "first = Checkpoint(boot='b', lineage=1, n=1, record={}, dataset_digest='', method_digest='')\n"
+    head += "second = Checkpoint(boot='b', lineage=1, n=2, record={}, dataset_digest='', method_digest='')\n"
     command = [sys.executable, "-c", head + textwrap.dedent(body), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
