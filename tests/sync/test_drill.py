@@ -31,10 +31,16 @@ def open_engine(folder: Path, engine: type[HFEngine] = HFEngine, dtype: str = "f
     return engine(folder, stop_ids=[2], max_inflight=4, swap=swap_in, dtype=dtype)
 
 
+def test_where_nothing_may_be_written_the_drill_is_among_temporary_files(folder: Path, tmp_path: Path) -> None:
+    assert drill(open_engine(folder, dtype="float32"), folder, tmp_path / "nowhere", "r", "float32").moved > 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_engine_that_serves_what_it_is_given_passes(folder: Path, tmp_path: Path, dtype: str) -> None:
     engine = open_engine(folder, dtype=dtype)
     before = engine.probe([3, 4, 5, 6, 7])
+    (tmp_path / "weights").mkdir()
     found = drill(engine, folder, tmp_path / "weights", "r", dtype)
     assert found.moved > 1
     assert found.error < (1e-4 if dtype == "float32" else 0.3)
