@@ -33,7 +33,7 @@ def open_engine(folder: Path, engine: type[HFEngine] = HFEngine, dtype: str = "f
 
 def test_where_nothing_may_be_written_the_drill_is_among_temporary_files(folder: Path, tmp_path: Path) -> None:
     assert drill(open_engine(folder, dtype="float32"), folder, tmp_path / "nowhere", "r", "float32").moved > 1
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
