@@ -121,7 +121,7 @@ def read_json(kind: Any, body: bytes, max_bytes: int = MAX_RECORD_BYTES) -> Any:
         raise ValueError(f"{len(body):,} bytes are over the cap of {max_bytes:,}")
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:  # brackets in brackets, for ever
         raise ValueError(str(error)) from None
 
 

@@ -33,6 +33,6 @@ def decode(kind: type[T], body: bytes, max_bytes: int = MAX_RECORD_BYTES) -> T:
         raise ValueError(f"a {kind.__name__} of {len(body):,} bytes is over the cap of {max_bytes:,}")
     try:
         record: T = _decoder(kind).decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from None
     return record

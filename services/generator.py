@@ -15,7 +15,7 @@ from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Prompt, Weights
 from streamopd.sync.drill import drill
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import swap_in, verified
 from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
@@ -49,9 +49,9 @@ def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     """What an engine must know of the run."""
     g = run.config.generator
     return dict(
-        folder=resolve(run.config.student.model), stop_ids=tokenizer.stop_ids, swap=swap_in, max_inflight=g.max_inflight,
-        temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
-        kv=g.kv, dtype=run.config.student.dtype,
+        folder=resolve(run.config.student.model), stop_ids=tokenizer.stop_ids, swap=swap_in, verified=verified,
+        max_inflight=g.max_inflight, temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
+        kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction,
     )
 
 

@@ -69,7 +69,7 @@ async def open_teachers(run: Run, worker: Worker) -> dict[str, Teacher]:
         if named.urls:
             outside = open_http_teacher(teacher_id, named, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
             outside.moved = heed
-            await meet(run, worker, outside, probed_student(config, run.method, teacher_id))
+            await meet(run, worker, outside, await worker.compute(probed_student, config, run.method, teacher_id))
             teachers[teacher_id] = outside
     return teachers
 
@@ -107,47 +107,48 @@ class Desk:
         self.run, self.worker, self.teachers = run, worker, teachers
         self.unusable = 0  # answers in a row
 
-    async def score(self, teacher_id: str, leases: list[Lease[Group]]) -> None:
-        """Hand on what can be used. An item is at fault only when it was asked about alone."""
+    async def score(self, teacher_id: str, leases: list[Lease[Group]]) -> bool:
+        """Hand on what can be used; False when the teacher is away and all went back. An item is at fault only when asked about alone."""
         if teacher_id not in self.teachers:
             await self._refuse(leases, f"no teacher is called {teacher_id!r}; there are: {', '.join(sorted(self.teachers))}")
-            return
-        teacher = self.teachers[teacher_id]
+            return True
         try:
-            views = await self.worker.compute(teacher.score, [lease.record for lease in leases], self.run.method.evidence)
+            groups = [lease.record for lease in leases]
+            views = await self.worker.compute(checked_views, self.teachers[teacher_id], groups, self.run.method.evidence)
         except TeacherAway as error:
             await self.worker.release(leases)
             await wait_for(self.worker, teacher_id, error)
+            return False
         except GarbageRecord as error:
-            await self._one_by_one(teacher_id, leases, error)
-        else:
-            self.unusable = 0
-            await self.worker.hand(await self._checked(teacher.vocab_size, list(zip(leases, views, strict=True))))
+            return await self._one_by_one(teacher_id, leases, error)
+        self.unusable = 0
+        await self.worker.hand([(lease, scored(self.run, lease.record, of)) for lease, of in zip(leases, views, strict=True)])
+        return True
 
-    async def _one_by_one(self, teacher_id: str, leases: list[Lease[Group]], error: GarbageRecord) -> None:
+    async def _one_by_one(self, teacher_id: str, leases: list[Lease[Group]], error: GarbageRecord) -> bool:
         if len(leases) > 1:
-            for lease in leases:
-                await self.score(teacher_id, [lease])
-            return
+            for number, lease in enumerate(leases):
+                if not await self.score(teacher_id, [lease]):
+                    await self.worker.release(leases[number + 1 :])
+                    return False
+            return True
         self.unusable += 1
         await self._refuse(leases, str(error))
         if self.unusable >= UNUSABLE:
             raise TeacherError(f"Teacher {teacher_id!r} gave {UNUSABLE} unusable answers in a row; the last: {error}. Look at its log.")
+        return True
 
     async def _refuse(self, leases: list[Lease[Group]], reason: str) -> None:
         for lease in leases:
             await self.worker.refuse(lease.entry, reason)
 
-    async def _checked(self, vocab_size: int, pairs: list[tuple[Lease[Group], Views]]) -> list[tuple[Lease[Group], Scored]]:
-        """The scored groups whose evidence can be true; the others are quarantined."""
-        good = []
-        for lease, views in pairs:
-            try:
-                check_evidence(lease.record, views, vocab_size)
-                good.append((lease, scored(self.run, lease.record, views)))
-            except ValueError as error:
-                await self.worker.refuse(lease.entry, str(error))
-        return good
+
+def checked_views(teacher: Teacher, groups: Sequence[Group], request: EvidenceRequest) -> list[Views]:
+    """What the teacher thinks; GarbageRecord when that cannot be true."""
+    views = teacher.score(groups, request)
+    for group, of_group in zip(groups, views, strict=True):
+        check_evidence(group, of_group, teacher.vocab_size)
+    return views
 
 
 async def wait_for(worker: Worker, teacher_id: str, error: TeacherAway) -> None:

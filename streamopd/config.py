@@ -11,7 +11,7 @@ import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -62,7 +62,8 @@ class Data(Section, frozen=True):
 class Generator(Section, frozen=True):
     """The student at work."""
 
-    engine: Literal["hf", "scripted"] = "hf"
+    engine: Literal["hf", "vllm", "scripted"] = "hf"
+    memory_fraction: float = 0.5         # of a GPU, for vLLM's weights and cache
     replicas: int = 1
     max_inflight: int = 64               # rollouts decoded at once in one replica
     max_completion_length: int = 512     # tokens
@@ -271,10 +272,7 @@ def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
     name = f"teachers.{teacher_id}"
     return [
         (bool(teacher.model or teacher.urls), f"{name} needs a model (a folder), or a url (a server: docs/teachers.md)."),
-        (
-            all(url.startswith(("http://", "https://")) for url in teacher.urls),
-            f"{name}.url is {teacher.url!r}; it begins with http:// or https://.",
-        ),
+        (all(map(_is_address, teacher.urls)), f"{name}.url is {teacher.url!r}; it is http://HOST[:PORT] or https://HOST[:PORT]."),
         (len(set(teacher.urls)) == len(teacher.urls), f"{name}.url names one server twice: {teacher.url!r}."),
         (
             not any(_holds_password(url) for url in teacher.urls),
@@ -284,6 +282,14 @@ def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
         (bool(teacher.urls) or not teacher.key_env, f"{name}.key_env is set, but there is no url to send the key to."),
         (teacher.timeout_s > 0, f"{name}.timeout_s is {teacher.timeout_s}; it must be more than 0."),
     ]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False
 
 
 def _holds_password(url: str) -> bool:

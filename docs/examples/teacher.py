@@ -19,12 +19,12 @@ SHOWN = {"/info": INFO, "/vocabulary": {"tokens": [names.get(i) for i in range(s
 def score(item, want):
     context, answer = item["context_ids"], item["completion_ids"]
     logits = model(torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]  # row g predicts answer token g
-    logp = logits.log_softmax(-1)
+    logp = logits.log_softmax(-1).clamp(min=-1e4)
     said = {"logprobs": logp.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()}
     if want.get("whole"):
         said["vocab_logprobs"] = logp.tolist()
     if want.get("topk"):
-        top = logp.topk(want["topk"])
+        top = logp.topk(min(want["topk"], size))
         said |= {"topk_ids": top.indices.tolist(), "topk_logprobs": top.values.tolist()}
     if "support_ids" in item:
         said["support_logprobs"] = logp.gather(1, torch.tensor(item["support_ids"]).clamp(min=0)).tolist()

@@ -35,7 +35,7 @@ def serve_teacher(model: str, host: str, port: int, key_env: str, dtype: str, to
     teacher = LocalTeacher(folder, model, dtype, (), token_budget)
     server = TeacherServer(teacher, model, [table.get(i) for i in range(teacher.vocab_size)], key)
     print(f"teacher {model} at http://{host}:{port}   [teachers.default] url = \"http://{host}:{port}\"", flush=True)
-    uvicorn.run(server.app, host=host, port=port, log_level="warning")
+    uvicorn.run(server.app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
 
 
 def probe_teachers(recipe: str, overrides: Sequence[str]) -> None:

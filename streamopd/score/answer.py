@@ -96,7 +96,23 @@ def _said(
         said.append((asked_GS, _floats(score.support_logprobs, shape, f"{where}: support_logprobs", padding=asked_GS < 0)))
     if request.sampled:
         said.append((item.completion[:, None], sampled_G[:, None]))
+    if request.teacher_k:
+        for ids, logp in said[1:]:
+            _refuse_likelier(*said[0], ids, logp, where)
     return said
+
+
+def _refuse_likelier(topk_ids: Ints, topk_logp: Floats, ids: Ints, logp: Floats, where: str) -> None:
+    """What is not among its most likely ids cannot be likelier than all of these."""
+    lowest_G1 = topk_logp.min(1, keepdims=True)
+    outside = (ids >= 0) & ~(ids[:, :, None] == topk_ids[:, None, :]).any(2)
+    wrong = outside & (logp > lowest_G1 + AGREE_NATS + 0.01 * np.abs(lowest_G1))
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise GarbageRecord(
+            f"{where}: at token {row}, id {ids[row, column]} has log-prob {logp[row, column]:.4g} and is not among topk_ids, whose "
+            f"lowest is {lowest_G1[row, 0]:.4g}"
+        )
 
 
 def _union(said: Sequence[tuple[Ints, Floats]], where: str) -> tuple[Ints, Floats]:

@@ -24,13 +24,14 @@ from streamopd.schemas import Evidence, Group
 from streamopd.schemas.teaching import PackedItem, TeacherInfo, Vocabulary, Want
 from streamopd.score.answer import Asked, to_evidence
 from streamopd.score.item import Item, check_ids, score_groups
-from streamopd.score.replica import Replica
+from streamopd.score.replica import ItemsRefused, Replica
 from streamopd.slots import EvidenceRequest
 
 T = TypeVar("T")
 Score = Callable[[Replica, list[int]], Coroutine[Any, Any, list[Evidence]]]  # of the items by these indices
 ATTEMPTS = 6         # for one batch, whichever replicas they go to
 IN_FLIGHT = 2        # requests a replica: one is computed while the next one travels
+LIMIT_S = 300.0      # without an answer, and a call has failed
 TICK_S = 1.0         # between two signs of life while a teacher is waited for: every wait here has an end
 
 
@@ -43,11 +44,11 @@ class Mark(NamedTuple):
 
 
 class HttpTeacher:
-    """Replicas of one teacher. `limit_s` bounds a whole call of `score`, however many batches it takes."""
+    """Replicas of one teacher. A call of `score` ends when for `limit_s` no batch of it was answered, however many there are."""
 
     def __init__(
         self, teacher_id: str, urls: Sequence[str], stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = "",
-        key: str = "", timeout_s: float = 60.0, limit_s: float = 300.0,
+        key: str = "", timeout_s: float = 60.0, limit_s: float = LIMIT_S,
     ) -> None:
         self.teacher_id, self.stop_ids, self.token_budget = teacher_id, tuple(stop_ids), token_budget
         self.tokenizer_digest, self.timeout_s, self.limit_s = tokenizer_digest, timeout_s, limit_s
@@ -122,19 +123,32 @@ class HttpTeacher:
     async def _score_all(self, lengths: Sequence[int], score: Score) -> list[Evidence]:
         """Evidence in the order of the items, from batches that go out side by side."""
         found: dict[int, Evidence] = {}
+        quiet = asyncio.timeout(self.limit_s)
 
-        async def fill(indices: list[int]) -> None:
-            async with self._slots:
-                tokens = sum(lengths[i] for i in indices)
-                found.update(zip(indices, await self._choose_and(lambda replica: score(replica, indices), tokens), strict=True))
+        async def fill(indices: list[int], others: bool) -> None:
+            """Less at once where a batch cannot be used, and one item of another replica, before an item is at fault."""
+            tokens = sum(lengths[i] for i in indices)
+            try:
+                async with self._slots:
+                    evidence = await self._choose_and(lambda replica: score(replica, indices), tokens)
+            except GarbageRecord:
+                if len(indices) == 1 and not others:
+                    raise
+                half = len(indices) // 2
+                for part in (indices[:half], indices[half:]) if half else (indices,):
+                    await fill(part, others and bool(half))
+                return
+            found.update(zip(indices, evidence, strict=True))
+            if not quiet.expired():
+                quiet.reschedule(asyncio.get_running_loop().time() + self.limit_s)
 
         try:
-            async with asyncio.timeout(self.limit_s), asyncio.TaskGroup() as group:
+            async with quiet, asyncio.TaskGroup() as group:
                 for indices in self._batches(lengths):
-                    group.create_task(fill(indices))
+                    group.create_task(fill(indices, others=len(self.replicas) > 1))
         except TimeoutError:
             raise TeacherAway(
-                f"teacher {self.teacher_id!r} scored {len(found)} of {len(lengths)} answers in {self.limit_s:g} s"
+                f"teacher {self.teacher_id!r} scored {len(found)} of {len(lengths)} answers and then none for {self.limit_s:g} s"
             ) from None
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -165,6 +179,8 @@ class HttpTeacher:
         await self._recognise(replica)
         try:
             answer = await ask(replica)
+        except ItemsRefused:
+            raise
         except GarbageRecord as error:
             replica.away(str(error))
             raise
@@ -173,11 +189,8 @@ class HttpTeacher:
 
     async def _choose(self) -> Replica:
         """The one with the fewest tokens pending among those that do not rest, or the first to have rested."""
-        awake = [replica for replica in self.replicas if not replica.rests_s]
-        if not awake:
-            first = min(self.replicas, key=lambda replica: replica.rests_s)
-            await asyncio.sleep(first.rests_s)
-            return first
+        while not (awake := [replica for replica in self.replicas if not replica.rests_s]):
+            await asyncio.sleep(min(replica.rests_s for replica in self.replicas))
         return min(awake, key=lambda replica: replica.pending_tokens)
 
     async def _recognise(self, replica: Replica) -> None:
@@ -209,17 +222,20 @@ def open_http_teacher(
     teacher_id: str, teacher: Teacher, stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = ""
 ) -> HttpTeacher:
     """As the run file names it; nobody is asked yet. ConfigError when its key is not in the environment."""
-    key = _key(teacher_id, teacher.key_env)
-    return HttpTeacher(teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s)
+    key, limit_s = _key(teacher_id, teacher.key_env), max(LIMIT_S, 2 * teacher.timeout_s)
+    return HttpTeacher(teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s, limit_s)
 
 
 def _key(teacher_id: str, variable: str) -> str:
-    if variable and not os.environ.get(variable):
+    key = os.environ.get(variable, "").strip()
+    if variable and not key:
         raise ConfigError(
             f"teachers.{teacher_id}.key_env names {variable}, which is not set in the environment of this service. "
             "Export it and start again."
         )
-    return os.environ[variable] if variable else ""
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{variable} holds a character that no HTTP header can carry. Export the key again, without line ends.")
+    return key
 
 
 @cache

@@ -27,12 +27,12 @@ LENGTH = 12          # tokens of a probe completion
 PLANTED = (3, 6, 9)  # where one of them is changed
 MOVED_NATS = 0.05    # less than this is arithmetic (bfloat16 servers differ by about 0.01), planted signals are nats
 MOVED_MASS = 0.02    # of a distribution: half the sum of |differences|
+MOST_MOVED_MASS = 0.25
 NOISY_NATS = 0.5     # between the same call twice: more than most of what is to be learned
 APART_NATS = 0.25    # between two replicas of one teacher
 BATCH = 8            # items in the timed call
 WAIT_S = 60.0        # for a server that is still starting
-SCORES = EvidenceRequest(full=False, teacher_k=0, student_ids=False, sampled=True, stop=False)      # and nothing that
-FAVOURITES = EvidenceRequest(full=False, teacher_k=2, student_ids=False, sampled=False, stop=False)  # they could contradict
+SCORES = EvidenceRequest(full=False, teacher_k=0, student_ids=False, sampled=True, stop=False)  # and nothing they could contradict
 
 
 class Student(Struct, frozen=True):
@@ -69,9 +69,25 @@ class Scene:
         return f"Teacher {self.teacher.teacher_id!r}"
 
     @cached_property
+    def natural(self) -> NDArray[np.int32]:
+        """What the teacher itself would write, as far as it does not end: the completion that changes are planted in."""
+        ids = self.completion(LENGTH)
+        for g in range(LENGTH):
+            row = _row(self.view(ids[: g + 1], self.favourites).support, g)
+            likely = [i for i in row if i in self.student.tokens and i not in self.student.stop_ids]
+            ids[g] = max(likely, key=lambda i: row[i], default=ids[g])
+        return ids
+
+    @property
+    def favourites(self) -> EvidenceRequest:
+        """Its own two most likely ids, and nothing that they could contradict."""
+        cap = self.teacher.info.max_topk if self.teacher.info else 0
+        return EvidenceRequest(full=False, teacher_k=min(2, cap or 2), student_ids=False, sampled=False, stop=False)
+
+    @cached_property
     def same(self) -> list[Evidence]:
         """What it says when it is asked the same CALLS times."""
-        return [self.view(self.completion(LENGTH), SCORES) for _ in range(CALLS)]
+        return [self.view(self.natural, SCORES) for _ in range(CALLS)]
 
     @cached_property
     def spread(self) -> float:
@@ -82,7 +98,7 @@ class Scene:
     def mark(self) -> Mark:
         """By which it is known again."""
         item: PackedItem = ScoreItem(
-            context_ids=Array.of(self.student.contexts[0], "int32"), completion_ids=Array.of(self.completion(LENGTH), "int32")
+            context_ids=Array.of(self.student.contexts[0], "int32"), completion_ids=Array.of(self.natural, "int32")
         )
         return Mark(item, self.same[0].logprobs.numpy(), self.apart_nats)
 
@@ -258,7 +274,7 @@ def repeats_itself(scene: Scene) -> str:
 
 def replicas_agree(scene: Scene) -> str:
     """The same completion, asked of each alone."""
-    said = {r.url: scene.view(scene.completion(LENGTH), SCORES, scene.teacher.apart(r)).logprobs.numpy() for r in scene.here}
+    said = {r.url: scene.view(scene.natural, SCORES, scene.teacher.apart(r)).logprobs.numpy() for r in scene.here}
     (first, one), *others = said.items()
     worst, url = max(((float(np.abs(other - one).max()), url) for url, other in others), default=(0.0, ""))
     if worst > scene.apart_nats:
@@ -284,13 +300,53 @@ def scores_speak_of_their_own_token(scene: Scene) -> str:
     return f"scores speak of their own token ({len(shifts)} planted changes seen where they were planted)"
 
 
+def reads_the_context(scene: Scene) -> str:
+    """The same completion behind other questions, and behind this one with an id changed here and there."""
+    context = scene.student.contexts[0]
+    others = [scene.student.contexts[-1], context[::-1].copy()]
+    for at in np.unique(np.linspace(0, len(context) - 1, CALLS).astype(int)):
+        others.append(context.copy())
+        others[-1][at] = next(i for i in sorted(scene.student.tokens) if i != context[at])
+    views = scene.views([(other, scene.natural) for other in others], SCORES)
+    moved = sum(bool((_score_distance(scene.same[0], view) > MOVED_NATS + 4 * scene.spread).any()) for view in views)
+    if not moved:
+        raise TeacherError(
+            f"{scene.name} gives the same scores whatever the question is: {len(others)} other contexts moved nothing by {MOVED_NATS} "
+            "nats. It does not read context_ids."
+        )
+    return f"context: {moved} of {len(others)} other ones change the scores"
+
+
+def batches_say_what_items_say(scene: Scene) -> str:
+    """Items of several lengths in one request, each against the same item alone: order, padding, positions."""
+    first, longest = scene.student.contexts[0], scene.student.contexts[-1]
+    items = [(first, scene.natural), (longest, scene.natural[:5]), (first, scene.natural[:1]), (longest, scene.completion(LENGTH, 1)),
+             (first, scene.completion(LENGTH, 2))]
+    for replica in scene.here:
+        alone = scene.teacher.apart(replica)
+        for number, (item, together) in enumerate(zip(items, scene.views(items, SCORES, alone), strict=True)):
+            apart = float(_score_distance(scene.views([item], SCORES, alone)[0], together).max())
+            if apart > scene.apart_nats:
+                raise TeacherError(
+                    f"{scene.name} at {replica.url} scores item {number} of {len(items)} in one request {apart:.3g} nats away from the "
+                    f"same item alone, allowed are {scene.apart_nats:.2g}. Look at the order of its answers, its padding and positions."
+                )
+    return f"batches: {len(items)} items of several lengths score as they do alone"
+
+
 def distributions_speak_of_their_own_token(scene: Scene) -> str:
-    """One token of a completion is changed: distributions may move from the next row on."""
-    told = scene.view(scene.completion(LENGTH), scene.request)
-    moved = {at: _first_moved(_distribution_distance(told, view), MOVED_MASS + 2 * scene.spread)
-             for at, view in _planted(scene, scene.request)}
+    """One token of a completion is changed: distributions may move from the next row on, and somewhere must."""
+    if not (scene.request.full or scene.request.teacher_k):
+        return "distributions: the method asks for none"
+    told, limit = scene.view(scene.natural, scene.request), min(MOVED_MASS + 2 * scene.spread, MOST_MOVED_MASS)
+    moved = {at: _first_moved(_distribution_distance(told, view), limit) for at, view in _planted(scene, scene.request)}
     shifts = [first - at - 1 for at, first in moved.items() if first is not None]
-    early, late = min(shifts, default=0) < 0, len(shifts) > 1 and min(shifts) > 0  # one may happen not to matter to the next row
+    if not shifts:
+        raise TeacherError(
+            f"{scene.name} tells the same distributions whatever was written before: changing tokens {', '.join(map(str, PLANTED))} moved "
+            f"nothing by {limit:.2g} of the mass."
+        )
+    early, late = min(shifts) < 0, len(shifts) > 1 and min(shifts) > 0  # one may happen not to matter to the next row
     if early or late:
         raise TeacherError(_shift_sentence(scene.name, "distributions", min(shifts)))
     return f"distributions speak of their own token ({len(shifts)} planted changes seen behind where they were planted)"
@@ -298,7 +354,7 @@ def distributions_speak_of_their_own_token(scene: Scene) -> str:
 
 def says_what_a_stop_is_worth(scene: Scene) -> str:
     """The stop mass is at least that of each stop id, where both are told."""
-    view = scene.view(scene.completion(LENGTH), scene.request)
+    view = scene.view(scene.natural, scene.request)
     if view.stop_logmass is None:
         return "stop ids: it gives no mass of its own"
     stop_G = view.stop_logmass.numpy()
@@ -329,7 +385,7 @@ STAGES: tuple[tuple[Check, ...], ...] = (
     (speaks_this_contract,),
     (shares_the_vocabulary, gives_enough_ids, takes_the_longest),
     (scores_the_first_token,),
-    (repeats_itself, replicas_agree, scores_speak_of_their_own_token),
+    (repeats_itself, replicas_agree, scores_speak_of_their_own_token, reads_the_context, batches_say_what_items_say),
     (distributions_speak_of_their_own_token, says_what_a_stop_is_worth, answers_at_a_rate),
 )
 
@@ -367,20 +423,11 @@ def _longest(student: Student) -> int:
 
 
 def _planted(scene: Scene, request: EvidenceRequest) -> Iterator[tuple[int, Evidence]]:
-    """(where, view) of the same completion with one token changed, for each of PLANTED."""
-    completion = scene.completion(LENGTH)
-    favourites = scene.view(completion, FAVOURITES)
+    """(where, view) of the natural completion with one token changed to what the teacher would not write, for each of PLANTED."""
     for at in PLANTED:
-        changed = completion.copy()
-        changed[at] = _another(favourites, at, int(completion[at]), scene)
+        changed = scene.natural.copy()
+        changed[at] = next(int(i) for i in scene.completion(LENGTH, seed=at) if i != changed[at])
         yield at, scene.view(changed, request)
-
-
-def _another(told: Evidence, at: int, token: int, scene: Scene) -> int:
-    """The teacher's favourite at a token; where that is the token itself, what comes next."""
-    row = {} if told.support is None else _row(told.support, at)
-    others = [i for i in row if i != token and i in scene.student.tokens] or [i for i in scene.completion(LENGTH, seed=at) if i != token]
-    return int(max(others, key=lambda i: row.get(i, 0.0)))
 
 
 def _first_moved(distance_G: NDArray[np.float64], limit: float) -> int | None:
@@ -404,8 +451,10 @@ def _mass_between(one: TopK, other: TopK, row: int) -> float:
     return max(top, sum(abs(mine[i] - theirs[i]) for i in mine.keys() & theirs.keys()) / 2)
 
 
-def _row(support: TopK, row: int) -> dict[int, float]:
+def _row(support: TopK | None, row: int) -> dict[int, float]:
     """Id -> probability."""
+    if support is None:
+        return {}
     q = np.exp(support.logprobs.numpy()[row].astype(np.float64)).tolist()
     ids = range(len(q)) if support.ids is None else support.ids.numpy()[row].tolist()
     return {i: q_i for i, q_i in zip(ids, q, strict=True) if i >= 0}

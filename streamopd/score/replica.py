@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import msgspec
 
 from streamopd.errors import GarbageRecord, TeacherAway, TeacherRefuses
 from streamopd.schemas.teaching import (
@@ -30,12 +31,16 @@ from streamopd.schemas.wire import decode
 CONNECT_S = 5.0
 REST_S, LONGEST_REST_S = 0.25, 5.0  # after the first failure, and after many; told by the server: up to TOLD_REST_S
 TOLD_REST_S = 30.0
-NUMBER_BYTES = 40                   # one number of a JSON list is shorter
+NUMBER_BYTES = {JSON: 40, MSGPACK: 8}  # one number is shorter
 ROOM_BYTES = 64 << 10               # names, brackets
 MAX_VOCABULARY_BYTES = 64 << 20
 MAX_SENTENCE = 300                  # characters of a stranger's words that are repeated
 FAULT_OF_ITEM = (400, 413, 422)
 FAULT_OF_CALLER = (401, 402, 403, 404, 405)
+
+
+class ItemsRefused(GarbageRecord):
+    """The server is well, and will not have these items."""
 
 
 class Replica:
@@ -54,23 +59,23 @@ class Replica:
     async def meet(self) -> TeacherInfo:
         """`GET /info`. The form of its answer is the form that it is spoken to in."""
         body, self._form = await self._ask("GET", "/info", None, ROOM_BYTES)
-        info: TeacherInfo = self._read(TeacherInfo, body)
-        return info
+        info: TeacherInfo = self._read(TeacherInfo, body, self._form)
+        return msgspec.structs.replace(info, model=_printable(info.model))
 
     async def vocabulary(self) -> Vocabulary:
         """`GET /vocabulary`."""
-        body, _ = await self._ask("GET", "/vocabulary", None, MAX_VOCABULARY_BYTES)
-        vocabulary: Vocabulary = self._read(Vocabulary, body)
+        body, form = await self._ask("GET", "/vocabulary", None, MAX_VOCABULARY_BYTES)
+        vocabulary: Vocabulary = self._read(Vocabulary, body, form)
         return vocabulary
 
     async def score(self, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
         """`POST /score`, one score an item. GarbageRecord: the answer is none, or the server will not have these items."""
-        cap = ROOM_BYTES + NUMBER_BYTES * sum(_numbers(item, want, vocab_size) for item in items)
+        cap = ROOM_BYTES + NUMBER_BYTES[self._form] * sum(_numbers(item, want, vocab_size) for item in items)
         body, form = await self._ask("POST", "/score", write_message(ScoreRequest(items=list(items), want=want), self._form), cap)
         try:
             scores = read_answer(body, form, cap).scores
         except ValueError as error:
-            raise GarbageRecord(f"{self.name} answered what is no answer of the contract: {error}") from None
+            raise GarbageRecord(self._clean(f"{self.name} answered what is no answer of the contract: {error}")) from None
         if len(scores) != len(items):
             raise GarbageRecord(f"{self.name} gave {len(scores)} scores for {len(items)} items")
         return scores
@@ -89,9 +94,13 @@ class Replica:
         return max(0.0, self.rests_until_s - time.monotonic())
 
     def away(self, what: str, rest_s: float = 0.0) -> TeacherAway:
-        """A failure: it rests, longer each time, and is met anew before it is trusted again."""
-        self.failures += 1
+        """A failure: it rests, and is met anew before it is trusted again."""
         self.trusted = False
+        return self.rests(what, rest_s)
+
+    def rests(self, what: str, rest_s: float = 0.0) -> TeacherAway:
+        """It is left alone for a while, longer each time."""
+        self.failures += 1
         rest_s = rest_s or min(LONGEST_REST_S, REST_S * 2.0 ** min(self.failures - 1, 16)) * random.uniform(0.75, 1.25)
         self.rests_until_s = time.monotonic() + rest_s
         return TeacherAway(f"{self.name} {self._clean(what)}")
@@ -140,18 +149,20 @@ class Replica:
         return bytes(body)
 
     def _refusal(self, response: httpx.Response, body: bytes, what: str) -> Exception:
-        status, words = response.status_code, self._clean(_sentence(body))
+        status, words = response.status_code, _printable(self._clean(_sentence(body)))
         if status in FAULT_OF_ITEM:
-            return GarbageRecord(f"{self.name} refuses {what} ({status}): {words}")
+            return ItemsRefused(f"{self.name} refuses {what} ({status}): {words}")
         if status in FAULT_OF_CALLER or 300 <= status < 400:
             self.away("")
             target = f" to {response.headers['location'][:MAX_SENTENCE]!r}" if "location" in response.headers else ""
             return TeacherRefuses(self._clean(f"{self.name} answers {what} with {status}{target}: {words}"))
-        return self.away(f"answers {what} with {status}: {words}", _retry_after_s(response))
+        told_s = _retry_after_s(response)
+        rest = self.rests if status == 429 or told_s else self.away  # busy is not somebody else
+        return rest(f"answers {what} with {status}: {words}", told_s)
 
-    def _read(self, kind: Any, body: bytes) -> Any:
+    def _read(self, kind: Any, body: bytes, form: str) -> Any:
         try:
-            return decode(kind, body) if self._form == MSGPACK else read_json(kind, body)
+            return decode(kind, body) if form == MSGPACK else read_json(kind, body)
         except ValueError as error:
             raise self.away(f"answered what is no {kind.__name__}: {error}") from None
 
@@ -173,7 +184,12 @@ def _sentence(body: bytes) -> str:
         words: str = read_json(Complaint, body).error
     except ValueError:
         words = body[: 4 * MAX_SENTENCE].decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else " " for letter in words[:MAX_SENTENCE]).strip() or "no reason"
+    return words or "no reason"
+
+
+def _printable(words: str) -> str:
+    """A stranger's words on one short line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in words[:MAX_SENTENCE]).strip()
 
 
 def _told(error: httpx.HTTPError) -> str:

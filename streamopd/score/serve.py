@@ -9,10 +9,9 @@ import hmac
 from collections.abc import Sequence
 from typing import Any
 
-import anyio.to_thread
+import anyio
 import numpy as np
 import torch
-from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -53,7 +52,7 @@ class TeacherServer:
         self.info = TeacherInfo(
             contract=CONTRACT_VERSION, model=name, vocab_size=teacher.vocab_size, max_tokens=min(limit, 1 << 20)
         )
-        self._one_forward = CapacityLimiter(1)
+        self._one_forward = anyio.Lock()
 
     @property
     def app(self) -> Starlette:
@@ -81,7 +80,10 @@ class TeacherServer:
             return _complain(request, 413, f"a request has at most {MAX_REQUEST_BYTES:,} bytes")
         try:
             asked = read_request(body, form, MAX_REQUEST_BYTES)
-            scores = await anyio.to_thread.run_sync(self.score, asked.items, asked.want, limiter=self._one_forward)
+            async with self._one_forward:
+                if await request.is_disconnected():  # whoever asked has given up: what waits longer than that must not pile up
+                    return Response(status_code=499)
+                scores = await run_in_threadpool(self.score, asked.items, asked.want)
         except TooMuch as error:
             return _complain(request, 413, str(error))
         except ValueError as error:
@@ -124,7 +126,8 @@ class TeacherServer:
         wrong = [i for i in want.stop_ids if not 0 <= i < self.info.vocab_size]
         if wrong or want.topk < 0:
             raise GarbageRecord(f"stop_ids {wrong} and topk {want.topk} do not fit a vocabulary of {self.info.vocab_size}")
-        width = 3 + 2 * min(want.topk, self.info.vocab_size) + (self.info.vocab_size if want.whole else 0)
+        given = max((item.student_ids.shape[1] for item in items if item.student_ids is not None), default=0)
+        width = 3 + 2 * min(want.topk, self.info.vocab_size) + (self.info.vocab_size if want.whole else 0) + given
         numbers = width * sum(len(item.completion) for item in items)
         if numbers > MAX_ANSWER_NUMBERS:
             raise TooMuch(f"the answer would hold {numbers:,} numbers, at most {MAX_ANSWER_NUMBERS:,} are sent: ask for fewer items")

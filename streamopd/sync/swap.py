@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -43,23 +45,29 @@ def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path) -> SwapTimes
     SwapRefused, naming both values, before anything is touched when the folder, its manifest, a name, a shape, a
     dtype or a digest disagrees. TornWeights when what is served afterwards is not what the manifest says.
     """
+    live = _live_tensors(model, manifest)
+    started = time.perf_counter()
+    with verified(manifest, weights_dir) as fresh:
+        checked = time.perf_counter()
+        _copy(live, fresh)
+        copied = time.perf_counter()
+        _require_served(live, manifest)
+    return SwapTimes(
+        n=manifest.n, nbytes=manifest.nbytes, verify_s=checked - started, copy_s=copied - checked,
+        served_s=time.perf_counter() - copied,
+    )
+
+
+@contextmanager
+def verified(manifest: Weights, weights_dir: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of weights `manifest`, each checked against it; the folder stays inside the block. SwapRefused when it cannot be had."""
     try:
         with read_lease(_folder(manifest.folder, weights_dir)):
             _require_same(manifest, read_manifest(weights_dir, manifest.folder))
-            live = _live_tensors(model, manifest)
-            started = time.perf_counter()
-            fresh = _verified(manifest, weights_dir / manifest.folder / TENSORS)
-            verified = time.perf_counter()
-            _copy(live, fresh)
-            copied = time.perf_counter()
-            _require_served(live, manifest)
+            yield _verified(manifest, weights_dir / manifest.folder / TENSORS)
     except (FileNotFoundError, SafetensorError) as error:
         where = weights_dir / manifest.folder
         raise SwapRefused(f"Weights {manifest.n} cannot be read from {where}: {error}") from error
-    return SwapTimes(
-        n=manifest.n, nbytes=manifest.nbytes, verify_s=verified - started, copy_s=copied - verified,
-        served_s=time.perf_counter() - copied,
-    )
 
 
 def read_manifest(weights_dir: Path, folder: str) -> Weights:

@@ -129,7 +129,8 @@ def test_the_probe_by_hand_says_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["teachers.default.url=ftp://x"], "it begins with http:// or https://"),
+        (["teachers.default.url=ftp://x"], "it is http://HOST[:PORT]"),
+        (["teachers.default.url=http://[::1"], "it is http://HOST[:PORT]"),
         (["teachers.default.url=http://a:b@x"], "holds a password"),
         (["teachers.default.key_env=KEY"], "there is no url to send the key to"),
         (["teachers.default.model="], "needs a model (a folder), or a url"),

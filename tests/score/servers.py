@@ -111,6 +111,58 @@ class Deaf(TeacherServer):
         return super().score(fixed, want)
 
 
+class Contextless(TeacherServer):
+    """It scores the completion alone, behind a BOS."""
+
+    def score(self, items: Sequence[PackedItem], want: Want) -> list[PackedScore]:
+        return super().score([msgspec.structs.replace(item, context_ids=Array.of([1], "int32")) for item in items], want)
+
+
+class Unsorted(TeacherServer):
+    """Items of one length come back in another order."""
+
+    def score(self, items: Sequence[PackedItem], want: Want) -> list[PackedScore]:
+        scores, given = super().score(items, want), []
+        by_length: dict[int, list[PackedScore]] = {}
+        for score in scores:
+            by_length.setdefault(len(score.logprobs), []).append(score)
+        for item in items:
+            given.append(by_length[len(item.completion_ids)].pop())
+        return given
+
+
+class Constant(TeacherServer):
+    """Its distributions are those of the first row, whatever follows; its scores are right."""
+
+    def score(self, items: Sequence[PackedItem], want: Want) -> list[PackedScore]:
+        scores = super().score(items, want)
+        fixed = ("vocab_logprobs",)
+        return [each_column(score, lambda values: values[:1].repeat(len(values), 0), fixed) for score in scores]
+
+
+class LeastLikely(Changed):
+    """Its own least likely ids instead of the most likely ones."""
+
+    def score(self, items: Sequence[PackedItem], want: Want) -> list[PackedScore]:
+        k = want.topk
+        scores = super(Changed, self).score(items, msgspec.structs.replace(want, topk=self.info.vocab_size) if k else want)
+        return [self.lowest(score, k) for score in scores] if k else scores
+
+    def lowest(self, score: PackedScore, k: int) -> PackedScore:
+        assert score.topk_ids is not None
+        assert score.topk_logprobs is not None
+        order = np.argsort(score.topk_logprobs.numpy(), 1)[:, :k]
+        ids, logp = (np.take_along_axis(array.numpy(), order, 1) for array in (score.topk_ids, score.topk_logprobs))
+        return msgspec.structs.replace(score, topk_ids=Array.of(ids, "int32"), topk_logprobs=Array.of(logp, "float32"))
+
+
+class NoEntropy(Changed):
+    """Only its entropies are not numbers."""
+
+    def change(self, score: PackedScore) -> PackedScore:
+        return each_column(score, lambda values: np.full_like(values, np.nan), ("entropy",))
+
+
 class Noisy(Changed):
     """Another score at each call."""
 
@@ -119,9 +171,9 @@ class Noisy(Changed):
         return msgspec.structs.replace(score, logprobs=Array.of(moved, "float32"))
 
 
-def each_column(score: PackedScore, change: Any) -> PackedScore:
-    """The score with every array changed."""
-    columns = {name: getattr(score, name) for name in score.__struct_fields__}
+def each_column(score: PackedScore, change: Any, names: tuple[str, ...] = ()) -> PackedScore:
+    """The score with every array changed, or those of `names`."""
+    columns = {name: getattr(score, name) for name in names or score.__struct_fields__}
     changed = {
         name: Array.of(change(array.numpy().copy()), array.dtype) for name, array in columns.items() if array is not None
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from streamopd.assets import resolve
@@ -144,9 +145,27 @@ def test_a_server_that_hangs_costs_no_more_than_the_limit(groups: list[Group]) -
 
     with served(answering(hang)) as address:
         teacher, began_s = met(address, timeout_s=10.0, limit_s=1.5), time.monotonic()
-        with pytest.raises(TeacherAway, match=r"scored 0 of 10 answers in 1\.5 s"):
+        with pytest.raises(TeacherAway, match=r"scored 0 of 10 answers and then none for 1\.5 s"):
             teacher.score(groups, SAMPLED)
         assert time.monotonic() - began_s < 8, "the limit is of the whole call, not of each try"
+
+
+def test_a_slow_server_that_goes_on_answering_is_not_away(groups: list[Group]) -> None:
+    calls = []
+
+    async def slow(request: Request) -> Response:
+        calls.append(1)
+        await asyncio.sleep(0.5)
+        asked = (await request.json())["items"]
+        return JSONResponse({"scores": [{"logprobs": [-1.0] * len(item["completion_ids"])} for item in asked]})
+
+    with served(answering(slow)) as address:
+        teacher = met(address, limit_s=1.2)
+        teacher.token_budget = 16
+        began_s = time.monotonic()
+        assert len(views_of(teacher, groups, SAMPLED)) == 10
+    assert len(calls) > 5
+    assert time.monotonic() - began_s > 1.2, "or this shows nothing"
 
 
 def test_whoever_waits_for_a_hanging_server_can_leave(groups: list[Group]) -> None:
@@ -187,6 +206,56 @@ def test_an_answer_that_is_none_is_garbage_with_its_reason(groups: list[Group], 
 def test_numbers_that_cannot_be_are_garbage(groups: list[Group], kind: type, words: str, request_: EvidenceRequest) -> None:
     with served(made(kind).app) as address, pytest.raises(GarbageRecord, match=words):
         met(address).score(groups, request_)
+
+
+def test_an_entropy_that_is_no_number_is_garbage(groups: list[Group]) -> None:
+    with served(made(servers.NoEntropy).app) as address, pytest.raises(GarbageRecord, match="entropy is nan at token 0"):
+        views_of(met(address), groups, UNION)
+
+
+def test_a_replica_that_gives_garbage_costs_nothing_beside_one_that_does_not(groups: list[Group]) -> None:
+    with served(made(servers.NotANumber).app) as bad, served(honest().app) as good:
+        teacher = met(bad, good)
+        views = views_of(teacher, groups, SAMPLED)
+        assert [view.logprobs.numpy().tolist() for view in views] == [
+            view.logprobs.numpy().tolist() for view in views_of(met(good), groups, SAMPLED)
+        ]
+
+
+def test_too_much_at_once_is_asked_for_in_halves(groups: list[Group]) -> None:
+    largest = []
+
+    async def small(request: Request) -> Response:
+        asked = (await request.json())["items"]
+        if len(asked) > 2:
+            return JSONResponse({"error": "at most 2 items"}, 413)
+        largest.append(len(asked))
+        return JSONResponse({"scores": [{"logprobs": [-1.0] * len(item["completion_ids"])} for item in asked]})
+
+    with served(answering(small)) as address:
+        assert len(views_of(met(address), groups, SAMPLED)) == 10
+    assert max(largest) == 2
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_says(groups: list[Group]) -> None:
+    asked_s = []
+
+    async def busy(request: Request) -> Response:
+        asked_s.append(time.monotonic())
+        if len(asked_s) == 1:
+            return JSONResponse({"error": "busy"}, 429, {"Retry-After": "2"})
+        asked = (await request.json())["items"]
+        return JSONResponse({"scores": [{"logprobs": [-1.0] * len(item["completion_ids"])} for item in asked]})
+
+    with served(answering(busy)) as address:
+        assert views_of(met(address), groups[:1], SAMPLED)
+    assert asked_s[-1] - asked_s[0] > 1.9
+
+
+def test_brackets_in_brackets_are_garbage_and_nothing_worse(groups: list[Group]) -> None:
+    deep = Response(b'{"scores":' + b"[" * 50_000, media_type=JSON)
+    with served(answering(deep)) as address, pytest.raises(GarbageRecord, match="what is no answer of the contract"):
+        met(address).score(groups, SAMPLED)
 
 
 def test_a_teacher_that_contradicts_itself_is_garbage(groups: list[Group]) -> None:

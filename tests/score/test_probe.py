@@ -6,13 +6,15 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from streamopd.assets import resolve
-from streamopd.errors import TeacherAway, TeacherError
+from streamopd.config import Teacher
+from streamopd.errors import ConfigError, TeacherAway, TeacherError
 from streamopd.methods import load
-from streamopd.score.http import HttpTeacher
+from streamopd.score.http import HttpTeacher, open_http_teacher
 from streamopd.score.probe import Student, probe, student_of
 from streamopd.slots import Method
 from tests.score import servers
@@ -115,10 +117,36 @@ def test_what_it_says_of_itself_is_held_to_the_run(info: dict[str, int], words: 
         (servers.Short, "are [0], asked were [1]"),
         (servers.Deaf, "the same scores whatever the answer is"),
         (servers.Noisy, "gives other scores for the same call"),
+        (servers.Contextless, "It does not read context_ids"),
+        (servers.Unsorted, "nats away from the same item alone"),
+        (servers.LeastLikely, "is not among topk_ids, whose lowest is"),
     ],
 )
 def test_what_it_does_is_held_to_the_contract(kind: type[servers.TeacherServer], words: str) -> None:
     assert words in sentence(made(kind).app, "default")
+
+
+def test_distributions_that_never_move_are_refused() -> None:
+    told = sentence(made(servers.Constant).app, "forward_kl")
+    assert "the same distributions whatever was written before" in told or "has two log-probs" in told
+
+
+def test_what_a_server_calls_itself_is_shown_on_one_line() -> None:
+    with served(honest(model="a\x1b[2Jb\n" + "c" * 999).app) as url:
+        (reached, *_) = found([url], "forward_kl")
+    assert reached.isprintable()
+    assert len(reached) < 400
+
+
+def test_a_key_that_no_header_can_carry_is_refused_and_line_ends_are_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = Teacher(url="http://127.0.0.1:1", key_env="KEY")
+    monkeypatch.setenv("KEY", "schlüssel")
+    with pytest.raises(ConfigError, match=r"KEY holds a character that no HTTP header can carry"):
+        open_http_teacher("default", named, STOPS, 512)
+    monkeypatch.setenv("KEY", "right\r\n")
+    with served(honest(key="right").app) as url:
+        teacher = open_http_teacher("default", msgspec.structs.replace(named, url=url), STOPS, 512)
+        assert teacher.meet().vocab_size == 19
 
 
 def test_a_server_that_says_no_to_the_key_is_told_apart_from_one_that_is_away() -> None:
