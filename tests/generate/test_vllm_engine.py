@@ -1,0 +1,188 @@
+"""vLLM for real, on the CPU: swaps with requests in flight, log-probs of the weights they name, and the failure that is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from streamopd.errors import ConfigError, SwapRefused
+from streamopd.generate.engine import Answer, Request
+from streamopd.generate.open import open_engine
+from streamopd.schemas import Finish, Weights
+from streamopd.sync.drill import drill
+from streamopd.sync.publish import publish
+from streamopd.sync.swap import verified
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+STOP, VOCAB, PROMPT = 2, 96, np.array([5, 17, 33, 8], np.int32)
+PROBE = [5, 17, 33, 8, 60, 41, 7, 19, 88, 3]
+NEAR = 1e-3
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=128, initializer_range=0.15, pad_token_id=0, eos_token_id=STOP,
+        tie_word_embeddings=request.param == "tied",
+    )
+    path = tmp_path_factory.mktemp(request.param)
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Any:
+    """One for all tests of a model: opening it takes seconds."""
+    return open_engine("vllm", folder=folder, stop_ids=(STOP,), verified=verified, max_inflight=16, student_k=3)
+
+
+Publish = Callable[[int], Weights]
+
+
+@pytest.fixture
+def publish_n(folder: Path, tmp_path: Path) -> Publish:
+    """Weights n: the model's own, moved by n."""
+    own = load_file(folder / "model.safetensors")
+
+    def make(n: int) -> Weights:
+        generator = torch.Generator().manual_seed(n)
+        moved = {name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in own.items()}
+        return publish("r", "b", n, moved, folder, tmp_path, keep=8, fsync=False)
+
+    return make
+
+
+def requests(count: int, tag: str = "a", max_new: int = 24) -> list[Request]:
+    return [Request(id=f"{tag}{i}", prompt_ids=PROMPT, seed=(0, i), max_new=max_new) for i in range(count)]
+
+
+def finish(engine: Any) -> list[Answer]:
+    answers = []
+    while engine.inflight:
+        answers += engine.step()
+    return answers
+
+
+@torch.no_grad()
+def plain(folder: Path, ids: list[int]) -> np.ndarray:
+    """[len(ids) - 1, V] by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).numpy()
+
+
+def of_ids(logp: np.ndarray, ids: list[int]) -> np.ndarray:
+    return logp[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_after_every_swap_in_flight_the_engine_says_what_the_folder_says(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        engine.admit(requests(8, f"s{n}."))
+        answers = engine.step() + engine.step()
+        swapped = engine.swap_in(publish_n(n), tmp_path)
+        assert swapped.inflight == 8 - len(answers)
+        assert engine.version == n
+        assert len(answers + finish(engine)) == 8
+        logp = plain(tmp_path / f"weight_v{n:06d}", PROBE)
+        np.testing.assert_allclose(engine.probe(PROBE), of_ids(logp, PROBE), atol=NEAR)
+
+
+def test_tokens_carry_the_version_that_wrote_them_and_its_log_probs(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
+    engine.swap_in(publish_n(11), tmp_path)
+    engine.admit(requests(16))
+    answers = [answer for _ in range(3) for answer in engine.step()]
+    engine.swap_in(publish_n(12), tmp_path)
+    answers += finish(engine)
+    both = [answer for answer in answers if len(answer.spans) == 2]
+    assert both
+    for answer in both:
+        assert [(span.start, span.version, span.kv) for span in answer.spans] == [(0, 11, "keep"), (3, 12, "keep")]
+        ids = [*PROMPT.tolist(), *answer.completion_ids.tolist()]
+        first = of_ids(plain(tmp_path / "weight_v000011", ids), ids)[len(PROMPT) - 1 :]
+        np.testing.assert_allclose(answer.logprobs[:3], first[:3], atol=NEAR)
+        assert np.abs(answer.logprobs[3:] - first[3:]).max() > NEAR, "the second version is another one"
+
+
+def test_top_ids_are_the_most_likely_ones(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
+    engine.swap_in(publish_n(21), tmp_path)
+    engine.admit(requests(4))
+    for answer in finish(engine):
+        ids = [*PROMPT.tolist(), *answer.completion_ids.tolist()]
+        logp = plain(tmp_path / "weight_v000021", ids)[len(PROMPT) - 1 :]
+        assert answer.topk_ids is not None
+        assert answer.topk_logprobs is not None
+        np.testing.assert_array_equal(answer.topk_ids, np.argsort(-logp, 1)[:, :3])
+        np.testing.assert_allclose(answer.topk_logprobs, -np.sort(-logp, 1)[:, :3], atol=5e-3)
+        assert answer.finish in (Finish.STOP, Finish.LENGTH)
+        assert (answer.finish is Finish.STOP) == (answer.completion_ids[-1] == STOP)
+
+
+def test_an_answer_is_a_function_of_weights_prompt_and_seed(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
+    engine.swap_in(publish_n(31), tmp_path)
+    engine.admit(requests(6))
+    together = {answer.request.id: answer.completion_ids.tolist() for answer in finish(engine)}
+    assert len(set(map(tuple, together.values()))) > 1
+    for request in requests(6):
+        engine.admit([request])
+        assert finish(engine)[0].completion_ids.tolist() == together[request.id]
+
+
+def test_what_is_aborted_is_gone_and_what_cannot_be_served_is_told(engine: Any) -> None:
+    engine.admit(requests(5))
+    engine.step()
+    assert sorted(request.id for request in engine.abort()) == [f"a{i}" for i in range(5)]
+    assert engine.inflight == 0
+    engine.admit(requests(1, "long", max_new=125))
+    (answer,) = finish(engine)
+    assert answer.finish is Finish.ERROR
+    assert "4 + 125 tokens are more than the model's 128" in answer.error
+
+
+def test_the_drill_passes(engine: Any, folder: Path, tmp_path: Path) -> None:
+    found = drill(engine, folder, tmp_path, "r", "float32")
+    assert found.moved > 0.1
+    assert found.error < NEAR
+
+
+def test_weights_that_were_tampered_with_are_not_taken(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
+    weights = publish_n(41)
+    file = tmp_path / weights.folder / "model.safetensors"
+    body = bytearray(file.read_bytes())
+    body[-3] ^= 1
+    file.write_bytes(bytes(body))
+    with pytest.raises(SwapRefused, match="the manifest says"):
+        engine.swap_in(weights, tmp_path)
+
+
+def test_a_tied_head_that_is_not_repaired_is_refused_with_both_numbers(
+    engine: Any, folder: Path, publish_n: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamopd.generate import vllm
+
+    monkeypatch.setattr(vllm.WeightTaker, "repairs_head", False)
+    if "untied" in folder.name:
+        engine.swap_in(publish_n(51), tmp_path)
+        return
+    with pytest.raises(SwapRefused, match=r"lm_head is 0\.\d+ away from the weights of the folder, 0\.0001 is allowed"):
+        engine.swap_in(publish_n(51), tmp_path)
+    monkeypatch.setattr(vllm, "_not_served", lambda model, fresh: iter(()))
+    with pytest.raises(SwapRefused, match=r"gives probe token \d+ a log-prob of -\d+\.\d+; a plain forward of the same folder gives -\d+\.\d+"):
+        drill(engine, folder, tmp_path, "r", "float32")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [({"kv": "recompute"}, "vLLM keeps keys and values"), ({"student_k": 4, "temperature": 0.7}, "at temperature 1; vLLM tells them at")],
+)
+def test_what_vllm_cannot_do_is_refused_before_it_is_opened(folder: Path, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        open_engine("vllm", folder=folder, stop_ids=(STOP,), verified=verified, max_inflight=4, **values)
