@@ -13,6 +13,7 @@ own 10003 feeder; own 10004 generator; own 10005 teacher
 
 mkdir -p "$run/blobs" "$run/state"
 [ "$(stat -c %u "$run")" = 10001 ] || chown -R 10001:10000 "$run"
+chown 10001:10000 "$run" "$run/state" "$run/blobs"
 chown 10001:10000 /blobs; chmod 2770 /blobs   # who holds a group writes its payload, and removes the one before
 chown 10002:10000 /data; chmod 700 /data
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The quickstart in containers, in the foreground; ends with the run's own exit code. Words are passed to `docker compose`,
-# for example: sh compose/up.sh -f docker-compose.yml -f compose/observe.yml
+# for example: sh compose/up.sh -f docker-compose.yml -f compose/gpu.yml
 set -eu
 engine=$(docker version --format '{{.Server.Version}}' 2>/dev/null) || engine=""
 compose=$(docker compose version --short 2>/dev/null) || compose=""

@@ -29,6 +29,8 @@ LOOK_S = 0.2
 
 async def main(run: Run, worker: Worker) -> None:
     """The student as it was and its teachers, then the student as it is."""
+    if not run.config.evaluate.enabled:
+        return
     exam = await worker.compute(Exam, run, worker.leave_if_asked)
     results = Results(run.folder / "evaluations.jsonl", worker)
     for teacher_id in exam.teacher_ids:

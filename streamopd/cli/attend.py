@@ -26,7 +26,7 @@ from streamopd.watch.summary import Summary
 from streamopd.worker import Run
 from streamopd.worker.run import write_whole
 
-from .child import Deaths
+from .child import OPENING_MOVES, Deaths
 from .lookout import Lookout
 from .outcome import completed_before, shortfall, write_outcome
 
@@ -51,8 +51,10 @@ class Attendant:
         self.failure = ""
         self.leaving = False                       # asked to: the run goes on without this process
         self._lineage = newest_lineage(run.state_dir)
-        self._deaths: defaultdict[str, Deaths] = defaultdict(Deaths)  # service -> of its processes
-        self._words: dict[str, str] = {}           # service -> the last failure it told of
+        self._deaths: defaultdict[str, Deaths] = defaultdict(Deaths)  # by replica: "generator-<host name>"
+        self._words: dict[str, str] = {}           # replica -> why it died last
+        self._here: dict[str, str] = {}            # replica -> its process that joined and has not left
+        self._opened = False                       # seen open by this process
         self._seen_s = dict.fromkeys(SERVICES, time.monotonic())   # the last sign of life
         self._moved = (0, time.monotonic())        # the evaluator's progress, and when that moved
         self._alive_file = Path(os.environ["STREAMOPD_ALIVE_FILE"]) if "STREAMOPD_ALIVE_FILE" in os.environ else None
@@ -62,6 +64,7 @@ class Attendant:
         """0: completed, now or before. 130: asked to leave. StreamopdError: failed, and why."""
         failed = self._over().partition("failed: ")[2]
         if failed:  # started again after the end: only a new beginning removes the file
+            self._stop_broker()
             raise StreamopdError(f"The run has failed: {failed}")
         try:
             return asyncio.run(self._attend())
@@ -72,13 +75,14 @@ class Attendant:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._leave)
         before = completed_before(self.run_.folder, self.run_.config.learn.max_steps)
-        broker = await self._reach()
         if before:
             self._tell_over(COMPLETED)
-            await self._until_gone(broker)
+            with suppress(StreamError):  # it may have ended already: this process was killed between that and its own end
+                await self._until_gone(await self._reach(FRESH_S))
             return self._end(*before)
-        self.run_.over_file.unlink(missing_ok=True)
+        self.run_.over_file.unlink(missing_ok=True)  # before a sign of life: services start at the first one
         (self.run_.folder / "summary.json").unlink(missing_ok=True)
+        broker = await self._reach(PATIENCE_S)
         try:
             await self.lookout.skip_old_events(broker)
             await self._until_over(broker)
@@ -88,9 +92,9 @@ class Attendant:
         return 130 if self.leaving else await self._conclude(broker)
 
     # ---------------------------------------------------------------- the run
-    async def _reach(self) -> Broker:
+    async def _reach(self, patience_s: float) -> Broker:
         """The broker, which may be starting."""
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + patience_s
         while True:
             self._show_life()
             try:
@@ -104,6 +108,7 @@ class Attendant:
         """Look until the learner has ended the run, or it cannot go on."""
         while not (self.failure or self.leaving):
             counters, _ = await self._look(broker)
+            self._opened = self._opened or (counters.stamped and counters.end != "closed")
             if counters.end == "closed" and self._learner_is_done():
                 return
             self.failure = self._refusal() or self._absence(self.needed, ABSENT_S)
@@ -155,19 +160,32 @@ class Attendant:
             self._seen_s[beat.service] = time.monotonic()
 
     def _hear(self, event: Event) -> None:
-        """Failures told by the services: one service that only fails must end the run."""
-        service = event.source.partition("-")[0]
-        if event.kind == "failure" and service in SERVICES:
-            self._deaths[service].note(self.lookout.steps, worked=False, now_s=time.monotonic())
-            self._words[service] = event.text
+        """Deaths: those that services tell of, and of whoever joins again and never left. A replica that only dies ends the run."""
+        service, replica = event.source.partition("-")[0], event.source.rsplit("-", 2)[0]
+        if service not in SERVICES:
+            return
+        if event.kind == "join":
+            if replica in self._here:
+                self._count_death(replica, self._here[replica], "none: it was killed, or had too little memory")
+            self._here[replica] = event.source
+        elif event.kind == "leave":
+            self._here.pop(replica, None)
+        elif event.kind == "failure":
+            self._count_death(replica, event.source, event.text)
+
+    def _count_death(self, replica: str, source: str, words: str) -> None:
+        worked = any(beat.progress > OPENING_MOVES for beat in self.lookout.account.lives.values() if beat.instance == source)
+        self._deaths[replica].note(self.lookout.steps, worked, now_s=time.monotonic())
+        self._words[replica] = words
 
     def _refusal(self) -> str:
         """Why a service gave up, in its own words; "" while none did."""
         for source, text in self.lookout.refused.items():
             return f"{source} gave up. {text}"
-        for service, deaths in self._deaths.items():
+        for replica, deaths in self._deaths.items():
             if deaths.too_many:
-                return f"The {service} died {deaths.too_many}. Its last words: {self._words[service]}"
+                service = replica.partition("-")[0]
+                return f"The {service} died {deaths.too_many}. Its last words: {self._words[replica]}"
         return ""
 
     def _absence(self, services: Sequence[str], limit_s: float) -> str:
@@ -188,11 +206,11 @@ class Attendant:
         return f"The evaluator made no progress for {quiet_s:.0f} s. Its log says more." if quiet_s > STALL_S else ""
 
     def _learner_is_done(self) -> bool:
-        """Its final checkpoint is of a learner that began after this process, or has all its steps: a closed door alone may be old."""
+        """Its final checkpoint is of a run seen open, or of a later learner, or has all its steps: a closed door alone may be old."""
         newest, enough = load_newest(self.run_.state_dir), self.run_.config.learn.max_steps
         if newest is None or not newest.checkpoint.done:
             return False
-        return newest.checkpoint.lineage > self._lineage or 0 < enough <= newest.checkpoint.n
+        return self._opened or newest.checkpoint.lineage > self._lineage or 0 < enough <= newest.checkpoint.n
 
     def _examined(self, n: int) -> bool:
         return any((line["who"], line["n"]) == ("student", n) for line in read(self.run_.folder / "evaluations.jsonl"))
@@ -210,7 +228,10 @@ class Attendant:
         return self.run_.over_file.read_text() if self.run_.over_file.exists() else ""
 
     def _tell_over(self, how: str) -> None:
-        write_whole(self.run_.over_file, how.encode(), mode=0o644)
+        try:
+            write_whole(self.run_.over_file, how.encode(), mode=0o644)
+        except OSError:  # a full disk has room for a name
+            self.run_.over_file.touch()
 
     async def _conclude(self, broker: Broker) -> int:
         """Write down how it ended, for people and for whoever starts again."""
@@ -223,11 +244,14 @@ class Attendant:
     def _end(self, summary: Summary, report: Path) -> int:
         """Tell it, and end the broker if that is ours."""
         self.lookout.display.finish(summary, report, self.failure)
-        if self.stop_broker:
-            shut_down(*self.run_.address())
+        self._stop_broker()
         if self.failure:
             raise StreamopdError(self.failure)
         return 0 if summary.status == COMPLETED else 130
+
+    def _stop_broker(self) -> None:
+        if self.stop_broker:
+            shut_down(*self.run_.address())
 
     def _status(self) -> str:
         """Also finds out what a run lacks that claims to be complete."""

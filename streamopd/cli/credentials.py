@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from streamopd.stream.acl import USERS, acl_file
+from streamopd.worker.run import write_whole
 
 ACL = "redis.acl"
 
@@ -16,15 +16,9 @@ def write_secrets(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = [folder / user for user in USERS if not (folder / user).exists()]
     for file in made:
-        _write(file, f"{file.name}:{secrets.token_urlsafe(32)}")
-    if made or not (folder / ACL).exists():
-        (folder / ACL).unlink(missing_ok=True)
-        _write(folder / ACL, acl_file({user: (folder / user).read_text().partition(":")[2] for user in USERS}))
-        made.append(folder / ACL)
+        write_whole(file, f"{file.name}:{secrets.token_urlsafe(32)}".encode(), mode=0o400)
+    rules, acl = acl_file({user: (folder / user).read_text().partition(":")[2] for user in USERS}).encode(), folder / ACL
+    if not acl.exists() or acl.read_bytes() != rules:  # new users, or rules of a newer version
+        write_whole(acl, rules, mode=0o400)
+        made.append(acl)
     return made
-
-
-def _write(file: Path, text: str) -> None:
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-    with open(handle, "w") as out:
-        out.write(text)

@@ -33,6 +33,8 @@ def run_here(
     config, _ = configs.load(recipe, overrides)
     if attend and not config.redis.url:
         raise ConfigError("--attend watches services that are started elsewhere, and redis.url is not set: they could not meet. Set it.")
+    if attend and fresh:
+        raise ConfigError("--fresh empties the folder at every start, and whoever starts --attend may start it again: delete it by hand.")
     folder = (out or Path("runs") / config.name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):

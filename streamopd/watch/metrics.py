@@ -69,7 +69,7 @@ class RunFigures(Collector):
         yield _family("streamopd_in_flight_bytes", "payload on its way", [], float(self.counters.bytes_inflight), ())
         learned = GaugeMetricFamily("streamopd_learning", "of the newest step, by its name in metrics.jsonl", labels=["metric"])
         for name in LEARNED:
-            if name in self.learned:
+            if self.learned.get(name) is not None:  # what was no number is null in the journal
                 learned.add_metric([name], self.learned[name])
         yield learned
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
+from streamopd.errors import StreamError
 from streamopd.worker.worker import Worker
 
 SLOTS_ENV = "STREAMOPD_GPU_SLOTS"  # "0,1": a replica on each of two devices; "0,0": two on one
@@ -38,10 +40,15 @@ async def _free_slot(worker: Worker, count: int) -> int:
 
 
 async def _keep(worker: Worker, slot: int) -> None:
-    """A killed process loses its slot by time, a living one never does."""
-    while True:
-        await asyncio.sleep(_ttl_s(worker) / 4)
-        await worker.broker.hold(_name(worker, slot), worker.instance, _ttl_s(worker))
+    """A killed process loses its slot by time. One that lost it otherwise (the broker was away for long) must not go on beside another."""
+    try:
+        while True:
+            await asyncio.sleep(_ttl_s(worker) / 4)
+            if not await worker.broker.hold(_name(worker, slot), worker.instance, _ttl_s(worker)):
+                raise StreamError(f"GPU slot {slot} was given to another {worker.service} while this one could not renew it.")
+    finally:
+        with contextlib.suppress(Exception):
+            await worker.broker.drop_hold(_name(worker, slot), worker.instance)
 
 
 def _name(worker: Worker, slot: int) -> str:

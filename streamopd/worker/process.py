@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from streamopd.worker.worker import Ended, Worker
 
 Main = Callable[[Run, Worker], Awaitable[None]]
 CONNECT_S = 20.0
+OPENED_S = 0.2
 EXIT_OK, EXIT_FAULT, EXIT_USER = 0, 1, 2
 log = logging.getLogger("streamopd")
 
@@ -42,7 +44,7 @@ def small_machine_threads() -> None:
 def serve(load: Callable[[], Main], service: str, folder: Path, instance: str = "", debug: bool = False) -> int:
     """Run a service until it ends; the exit code tells the truth. `load` may import torch: a device is chosen before."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    name = instance or f"{service}-{socket.gethostname()}-{os.getpid()}"
+    name = instance or f"{service}-{socket.gethostname()}-{secrets.token_hex(3)}"  # a restarted container has its old host name and pid
     try:
         return uvloop.run(_serve(load, service, folder, name))
     except (UserError, StreamError) as error:
@@ -67,11 +69,20 @@ async def _serve(load: Callable[[], Main], service: str, folder: Path, instance:
         show_metrics(os.environ[ADDRESS_ENV], worker.figures)
 
     async def main(run: Run, worker: Worker) -> None:
+        await _until_opened(worker)
         await lease_gpu(worker)
         await load()(run, worker)
 
     async with worker:
         return await guarded(main, run, worker)
+
+
+async def _until_opened(worker: Worker) -> None:
+    """A run that is taken up again is closed until its learner leads. Whoever starts services elsewhere does so once: wait for that."""
+    while worker.closed and worker.attended and worker.service not in ("learner", "evaluator"):
+        worker.leave_if_asked()
+        with worker.waiting("the learner to open the run again"):
+            await asyncio.sleep(OPENED_S)
 
 
 async def _connect(run: Run, service: str) -> Broker:

@@ -62,6 +62,7 @@ class Worker:
         self.closed = False
         self.draining = asyncio.Event()
         self._alive_file = Path(os.environ["STREAMOPD_ALIVE_FILE"]) if "STREAMOPD_ALIVE_FILE" in os.environ else None
+        self.attended = self._alive_file is not None  # by an engine that starts containers, and an Attendant
         self._progress = 0
         self._held: dict[str, Lease[Any]] = {}
         self._renewed_progress = -1

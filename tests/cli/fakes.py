@@ -126,6 +126,10 @@ async def die(run: Run, worker: Worker) -> None:
     raise RuntimeError("no such luck")
 
 
+async def be_killed(run: Run, worker: Worker) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 async def refuse(run: Run, worker: Worker) -> None:
     raise ConfigError("The disk is full.\nMake room.")
 
@@ -173,8 +177,8 @@ def first_time(run: Run, what: str) -> bool:
 
 
 ACTS: Sequence[Callable[..., object]] = (
-    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_twice, kill_the_broker, idle, die, refuse, examine,
-    die_then_examine, interrupt_once, interrupt_twice,
+    train, train_slowly, train_on_and_on, leave_once_then_train, hang_up_twice, kill_the_broker, idle, die, be_killed, refuse,
+    examine, die_then_examine, interrupt_once, interrupt_twice,
 )
 
 

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError
 from streamopd.cli import attend
 from streamopd.cli.attend import Attendant
 from streamopd.cli.credentials import ACL, write_secrets
+from streamopd.cli.run import run_here
 from streamopd.errors import ConfigError, StreamopdError
 from streamopd.worker import Run
 from tests.stream.test_server import foreign
@@ -122,3 +123,27 @@ def test_to_attend_takes_a_broker_that_others_can_reach(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"--attend.*redis\.url is not set"):
         run_here("quickstart", [], tmp_path, in_process=False, attend=True, stop_redis=False, fresh=False)
+
+
+def test_a_service_that_is_only_killed_ends_the_run_too(make_attended: MakeRun) -> None:
+    run = make_attended()
+    died = pytest.raises(StreamopdError, match=r"The teacher died 6 times.*it was killed, or had too little memory")
+    with policy(run, teacher="be_killed", generator="idle") as codes, died:
+        Attendant(run, stop_broker=False).run()
+    assert codes.count(-9) >= 6
+    assert codes[-1] == 0
+    assert status(run) == "failed"
+
+
+def test_an_end_that_was_cut_short_is_made_again(make_attended: MakeRun, tmp_path: Path) -> None:
+    run = make_attended()
+    run.over_file.write_text("failed: it would not do")  # killed between this and the end of the broker
+    with pytest.raises(StreamopdError, match=r"The run has failed: it would not do"):
+        Attendant(run, stop_broker=True).run()
+    with redis.Redis(unix_socket_path=str(tmp_path / "server" / "s"), retry=None) as client, pytest.raises(ConnectionError):
+        client.ping()
+
+
+def test_an_attended_run_does_not_begin_anew_at_every_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--fresh empties the folder at every start"):
+        run_here("quickstart", ["redis.url=redis://x"], tmp_path / "run", in_process=False, attend=True, stop_redis=False, fresh=True)

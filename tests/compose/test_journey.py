@@ -87,6 +87,11 @@ def test_down_and_up_again_resumes_from_the_volumes(make_project: MakeProject) -
     found = project.end()
     assert (found["status"], found["steps"]) == ("completed", 120)
     accounts_are_exact(found)
+    project.environment["STREAMOPD_ARGS"] = SHORT.format(150)  # what has ended goes on when more is asked for
+    project.up("-d")
+    found = project.end()
+    assert (found["status"], found["steps"]) == ("completed", 150)
+    accounts_are_exact(found)
     begins = [event["text"] for event in project.events if "lineage" in event["text"]]
     assert any("begins at step" in text and not text.endswith("step 0") for text in begins), begins
 

@@ -175,7 +175,8 @@ def test_a_tied_head_that_is_not_repaired_is_refused_with_both_numbers(
     with pytest.raises(SwapRefused, match=r"lm_head is 0\.\d+ away from the weights of the folder, 0\.0001 is allowed"):
         engine.swap_in(publish_n(51), tmp_path)
     monkeypatch.setattr(vllm, "_not_served", lambda model, fresh: iter(()))
-    with pytest.raises(SwapRefused, match=r"gives probe token \d+ a log-prob of -\d+\.\d+; a plain forward of the same folder gives -\d+\.\d+"):
+    both = r"gives probe token \d+ a log-prob of -\d+\.\d+; a plain forward of the same folder gives -\d+\.\d+"
+    with pytest.raises(SwapRefused, match=both):
         drill(engine, folder, tmp_path, "r", "float32")
 
 

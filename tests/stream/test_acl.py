@@ -116,6 +116,9 @@ def test_secrets_are_private_and_made_once(tmp_path: Path) -> None:
     assert len({before[user] for user in USERS}) == len(USERS)
     assert not any(before[user].partition(b":")[2] in before[ACL] for user in USERS)
     assert write_secrets(folder) == []
+    (folder / ACL).unlink()
+    (folder / ACL).write_text("user learner on nopass")  # of another version
+    assert {file.name for file in write_secrets(folder)} == {ACL}
     (folder / "teacher").unlink()
     assert {file.name for file in write_secrets(folder)} == {"teacher", ACL}
     assert (folder / "learner").read_bytes() == before["learner"]
