@@ -45,9 +45,9 @@ def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path) -> SwapTimes
     SwapRefused, naming both values, before anything is touched when the folder, its manifest, a name, a shape, a
     dtype or a digest disagrees. TornWeights when what is served afterwards is not what the manifest says.
     """
-    live = _live_tensors(model, manifest)
     started = time.perf_counter()
     with verified(manifest, weights_dir) as fresh:
+        live = _live_tensors(model, manifest)
         checked = time.perf_counter()
         _copy(live, fresh)
         copied = time.perf_counter()

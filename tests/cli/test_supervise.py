@@ -153,7 +153,8 @@ def test_ctrl_c_ends_an_exam_soon_and_twice_at_once(
     assert status(run) == "stopped"
 
 
-def test_a_closed_terminal_stops_the_run_after_the_step_in_hand(make_run: MakeRun) -> None:
+def test_a_closed_terminal_stops_the_run_after_the_step_in_hand(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise.signal, "getsignal", lambda number: signal.SIG_DFL)  # these tests may run under nohup
     run = make_run()
     assert Small(run, commands(learner="hang_up_twice")).run() == 130
     assert status(run) == "stopped"

@@ -54,7 +54,7 @@ def test_a_scripted_engine_needs_no_torch() -> None:
 
 
 def test_an_engine_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"'sglang' is not one of 'hf', 'scripted'"):
+    with pytest.raises(ConfigError, match=r"'sglang' is not one of 'hf', 'vllm', 'scripted'"):
         open_engine("sglang")
 
 
