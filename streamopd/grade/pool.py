@@ -102,7 +102,10 @@ class GradingPool:
         self._loading: Future[None] = self._executor.submit(load_grader, self.grader_name)
 
     def _replace(self) -> None:
-        self._executor.shutdown(wait=True)
+        """After one has died: the others too, and nobody waits for them. An executor that is broken can wait for a worker for ever."""
+        for child in multiprocessing.active_children():
+            child.kill()
+        self._executor.shutdown(wait=False, cancel_futures=True)
         self._hire()
 
     async def _until_loaded(self) -> None:
