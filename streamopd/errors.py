@@ -35,6 +35,10 @@ class SwapRefused(StreamopdError):
     """New weights were not taken: digest, drill or shape disagree. The old version is still served."""
 
 
+class TornWeights(StreamopdError):
+    """What is served is neither the old version nor the new one: the model must be opened anew, by a new process."""
+
+
 class Fenced(StreamopdError):
     """A newer learner holds the lineage: this one must leave."""
 

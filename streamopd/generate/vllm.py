@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from streamopd.errors import ConfigError, SwapRefused
+from streamopd.errors import ConfigError, TornWeights
 from streamopd.schemas import Finish, Span, Weights
 
 from .engine import Answer, Request, Swapped, error_answer
@@ -97,12 +97,10 @@ class VllmEngine:
 
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
         started = time.perf_counter()
-        with self._verified(manifest, weights_dir) as tensors:
+        with self._verified(manifest, weights_dir):
             wrong = self._engine.collective_rpc("take_weights", args=(str(weights_dir / manifest.folder / TENSORS),))
-            del tensors
-        for told in wrong:
-            if told:
-                raise SwapRefused(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told}")
+        for told in filter(None, wrong):  # the old ones are gone: nothing may be written with what is there
+            raise TornWeights(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told} Restart this replica.")
         self.version = manifest.n
         self._engine.set_weight_version(str(manifest.n))
         return Swapped(version=manifest.n, inflight=self.inflight, pause_s=time.perf_counter() - started)

@@ -13,16 +13,12 @@ from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from streamopd.errors import StreamopdError, SwapRefused
+from streamopd.errors import SwapRefused, TornWeights
 from streamopd.schemas import TensorInfo, Weights
 
 from .digest import describe, digest, dtype_name
 from .lease import MANIFEST, read_lease
 from .publish import TENSORS
-
-
-class TornWeights(StreamopdError):
-    """The copy began and what is served is neither the old version nor the new one: the model must be opened anew."""
 
 
 class SwapTimes(Struct, frozen=True):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from streamopd.errors import ConfigError, SwapRefused
+from streamopd.errors import ConfigError, SwapRefused, TornWeights
 from streamopd.generate.engine import Answer, Request
 from streamopd.generate.open import open_engine
 from streamopd.schemas import Finish, Weights
@@ -172,7 +172,7 @@ def test_a_tied_head_that_is_not_repaired_is_refused_with_both_numbers(
     if "untied" in folder.name:
         engine.swap_in(publish_n(51), tmp_path)
         return
-    with pytest.raises(SwapRefused, match=r"lm_head is 0\.\d+ away from the weights of the folder, 0\.0001 is allowed"):
+    with pytest.raises(TornWeights, match=r"lm_head is 0\.\d+ away from the weights of the folder, 0\.0001 is allowed"):
         engine.swap_in(publish_n(51), tmp_path)
     monkeypatch.setattr(vllm, "_not_served", lambda model, fresh: iter(()))
     both = r"gives probe token \d+ a log-prob of -\d+\.\d+; a plain forward of the same folder gives -\d+\.\d+"

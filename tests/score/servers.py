@@ -140,12 +140,12 @@ class Constant(TeacherServer):
         return [each_column(score, lambda values: values[:1].repeat(len(values), 0), fixed) for score in scores]
 
 
-class LeastLikely(Changed):
+class LeastLikely(TeacherServer):
     """Its own least likely ids instead of the most likely ones."""
 
     def score(self, items: Sequence[PackedItem], want: Want) -> list[PackedScore]:
         k = want.topk
-        scores = super(Changed, self).score(items, msgspec.structs.replace(want, topk=self.info.vocab_size) if k else want)
+        scores = super().score(items, msgspec.structs.replace(want, topk=self.info.vocab_size) if k else want)
         return [self.lowest(score, k) for score in scores] if k else scores
 
     def lowest(self, score: PackedScore, k: int) -> PackedScore:
