@@ -58,7 +58,7 @@ def bottleneck_line(counters: Counters, alive: Sequence[Heartbeat], here: Sequen
         return f"No {service} is alive" + (f", and {waiting} {what} wait for one." if waiting else ".")
     slowest = min(workers, key=moved_s)
     quiet_s = now_s - moved_s(slowest)
-    if slowest.state == "starting":
+    if slowest.state == "starting" and slowest in alive:  # who fell silent then may have worked since
         return f"{slowest.instance} is starting; everything waits for it."
     if waiting and quiet_s > STALLED_S:
         return f"{slowest.instance} is the bottleneck: no progress for {quiet_s:.0f} s while {waiting} {what} wait"

@@ -75,7 +75,7 @@ class Live:
         deadline_s = time.monotonic() + timeout_s
         while not holds():
             assert self.process.poll() is None, f"the run ended with {self.process.returncode}: {self.words()}"
-            assert time.monotonic() < deadline_s, f"not within {timeout_s} s; the run is at step {self.steps}"
+            assert time.monotonic() < deadline_s, f"not within {timeout_s} s; the run is at step {self.steps}:\n{self.status()}"
             time.sleep(0.05)
 
     def end(self, timeout_s: float = 240.0) -> dict[str, Any]:

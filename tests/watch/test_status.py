@@ -100,6 +100,14 @@ def test_a_starting_service_is_waited_for_not_blamed():
     )
 
 
+def test_a_service_that_fell_silent_while_it_started_is_blamed():
+    """Its last heartbeat may be older than its first work."""
+    silent = beat("teacher-0", state="starting", quiet_s=30, born_s=NOW_S - 29)
+    assert status_lines(counters(generated=64), [silent], NOW_S)[:2] == [
+        "teacher-0 is the bottleneck: no progress for 30 s while 64 rollouts wait", "teacher-0: no heartbeat for 29 s",
+    ]
+
+
 def test_before_the_learner_has_opened_the_stream_nobody_else_is_blamed():
     unopened = replace(counters(), boot="", stamped=False)
     assert status_lines(unopened, [beat("feeder-0", "waiting", "room in the window")], NOW_S) == [
