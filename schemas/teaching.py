@@ -29,7 +29,7 @@ class TeacherInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model: str               # for people
     vocab_size: int          # ids lie in [0, vocab_size); a head may be padded wider than its tokenizer
     max_tokens: int          # of one item: context and completion together
-    max_topk: int = 0        # own top ids a token, at most; 0: any number, and the whole vocabulary
+    max_topk: int = 0        # own top ids a token, at most; 0: any number, and the whole vocabulary; -1: none
     scores_ids: bool = True  # whether it can score ids that it is given (`support_ids`)
 
 

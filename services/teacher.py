@@ -13,6 +13,7 @@ from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRe
 from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evidence, Group, Scored
+from streamopd.score.budget import Budget
 from streamopd.score.check import check_evidence
 from streamopd.score.http import HttpTeacher, open_http_teacher
 from streamopd.score.probe import Student, probe, student_of
@@ -106,6 +107,8 @@ class Desk:
     def __init__(self, run: Run, worker: Worker, teachers: dict[str, Teacher]) -> None:
         self.run, self.worker, self.teachers = run, worker, teachers
         self.unusable = 0  # answers in a row
+        limits = {name: named.token_limit for name, named in run.config.teachers.items() if named.token_limit}
+        self.budgets = {name: Budget(name, limit, worker.broker) for name, limit in limits.items() if name in teachers}
 
     async def score(self, teacher_id: str, leases: list[Lease[Group]]) -> bool:
         """Hand on what can be used; False when the teacher is away and all went back. An item is at fault only when asked about alone."""
@@ -114,7 +117,7 @@ class Desk:
             return True
         try:
             groups = [lease.record for lease in leases]
-            views = await self.worker.compute(checked_views, self.teachers[teacher_id], groups, self.run.method.evidence)
+            views = await self._asked(teacher_id, groups)
         except TeacherAway as error:
             await self.worker.release(leases)
             await wait_for(self.worker, teacher_id, error)
@@ -124,6 +127,17 @@ class Desk:
         self.unusable = 0
         await self.worker.hand([(lease, scored(self.run, lease.record, of)) for lease, of in zip(leases, views, strict=True)])
         return True
+
+    async def _asked(self, teacher_id: str, groups: Sequence[Group]) -> list[Views]:
+        """What the teacher thinks, within its budget."""
+        teacher, budget = self.teachers[teacher_id], self.budgets.get(teacher_id)
+        if budget is None or not isinstance(teacher, HttpTeacher):
+            return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
+        await budget.require(groups)
+        try:
+            return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
+        finally:
+            await budget.count(teacher.asked_tokens)
 
     async def _one_by_one(self, teacher_id: str, leases: list[Lease[Group]], error: GarbageRecord) -> bool:
         if len(leases) > 1:

@@ -36,8 +36,11 @@ class Teacher(Section, frozen=True):
 
     model: str = ""                      # an HF folder, or "asset:NAME"; beside a url: a copy of it, for the evaluator to examine
     url: str | list[str] = ""            # of a server outside the run, or of several that serve the same: see docs/teachers.md
+    api: Literal["streamopd", "vllm", "sglang", "completions"] = "streamopd"  # what the server speaks
+    served_name: str = ""                # of the model there, where a server has several; "" = its first
     key_env: str = ""                    # the name of an environment variable with its bearer token; never the token itself
     timeout_s: float = 60.0              # for one answer of the server
+    token_limit: int = 0                 # tokens the server may be asked about in a run, for endpoints that cost; 0 = no limit
     teacher_prompt: list[Turn] = []  # turns put before the question in the teacher's context only; [] = the student's
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -280,6 +283,8 @@ def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
             f"it in {name}.key_env.",
         ),
         (bool(teacher.urls) or not teacher.key_env, f"{name}.key_env is set, but there is no url to send the key to."),
+        (bool(teacher.urls) or teacher.api == "streamopd", f'{name}.api is "{teacher.api}", but there is no url of such a server.'),
+        (teacher.token_limit >= 0, f"{name}.token_limit is {teacher.token_limit}; it counts tokens, 0 is no limit."),
         (teacher.timeout_s > 0, f"{name}.timeout_s is {teacher.timeout_s}; it must be more than 0."),
     ]
 

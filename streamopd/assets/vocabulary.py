@@ -62,6 +62,14 @@ def tokens(folder: Path) -> dict[int, str]:
     return {index: token for token, index in table.items()}
 
 
+def texts(folder: Path) -> dict[int, str]:
+    """Id -> what it decodes to alone."""
+    from tokenizers import Tokenizer
+
+    core = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return {index: core.decode([index], skip_special_tokens=False) for index in tokens(folder)}
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

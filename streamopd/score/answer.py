@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from streamopd.errors import GarbageRecord
 from streamopd.schemas import Array, Evidence, TopK
-from streamopd.schemas.teaching import PackedItem, PackedScore, ScoreItem, Want
+from streamopd.schemas.teaching import PackedItem, PackedScore, ScoreItem, TeacherInfo, Want
 from streamopd.score.item import MIN_LOGPROB, Item
 from streamopd.slots import EvidenceRequest
 
@@ -48,6 +49,18 @@ class Asked(NamedTuple):
         length = len(item.completion)
         given = np.tile(np.array(self.given, np.int32), (length, 1))
         return given if item.student_ids is None else np.concatenate([item.student_ids, given], 1)
+
+
+def possible_of(request: EvidenceRequest, info: TeacherInfo) -> EvidenceRequest:
+    """What a teacher can give of it. Fewer ids are a coarser partition: a looser bound of the same divergence (core.md I11).
+
+    Student ids and stop ids go where it scores no given ids; its own go where it tells none, and the sampled token stays.
+    """
+    if not info.scores_ids:
+        request = replace(request, student_ids=False, stop=False)
+    if info.max_topk < 0 and request.teacher_k:
+        request = replace(request, teacher_k=0, sampled=True)
+    return request
 
 
 def to_evidence(

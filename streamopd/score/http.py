@@ -22,7 +22,8 @@ from streamopd.errors import ConfigError, GarbageRecord, TeacherAway, TeacherRef
 from streamopd.layout import cut_micro_batches
 from streamopd.schemas import Evidence, Group
 from streamopd.schemas.teaching import PackedItem, TeacherInfo, Vocabulary, Want
-from streamopd.score.answer import Asked, to_evidence
+from streamopd.score.answer import Asked, possible_of, to_evidence
+from streamopd.score.api import open_api
 from streamopd.score.item import Item, check_ids, score_groups
 from streamopd.score.replica import ItemsRefused, Replica
 from streamopd.slots import EvidenceRequest
@@ -48,14 +49,15 @@ class HttpTeacher:
 
     def __init__(
         self, teacher_id: str, urls: Sequence[str], stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = "",
-        key: str = "", timeout_s: float = 60.0, limit_s: float = LIMIT_S,
+        key: str = "", timeout_s: float = 60.0, limit_s: float = LIMIT_S, api: str = "streamopd", model: str = "",
     ) -> None:
         self.teacher_id, self.stop_ids, self.token_budget = teacher_id, tuple(stop_ids), token_budget
         self.tokenizer_digest, self.timeout_s, self.limit_s = tokenizer_digest, timeout_s, limit_s
         self.info: TeacherInfo | None = None   # as it was met first; a replica that says another thing is not asked
         self.mark: Mark | None = None
         self.moved: Callable[[], None] = lambda: None  # called while it is waited for; may raise, to leave
-        self.replicas = [Replica(teacher_id, url, key, timeout_s) for url in urls]
+        self.replicas = [Replica(teacher_id, url, key, timeout_s, open_api(api, model)) for url in urls]
+        self.api, self.spells = api, open_api(api, model).spells
         self._slots = asyncio.Semaphore(IN_FLIGHT * len(self.replicas))
 
     @property
@@ -69,23 +71,32 @@ class HttpTeacher:
 
     def apart(self, replica: Replica) -> HttpTeacher:
         """One replica as a teacher of its own, to look at it alone."""
-        alone = HttpTeacher(self.teacher_id, [], self.stop_ids, self.token_budget, timeout_s=self.timeout_s, limit_s=self.limit_s)
+        alone = HttpTeacher(
+            self.teacher_id, [], self.stop_ids, self.token_budget, timeout_s=self.timeout_s, limit_s=self.limit_s, api=self.api
+        )
         alone.replicas, alone.info, alone._slots = [replica], self.info, asyncio.Semaphore(IN_FLIGHT)
         alone.moved = lambda: self.moved()
         return alone
 
     def meet(self) -> TeacherInfo:
-        """`GET /info` of one replica that answers; what it says holds for all from now on."""
+        """What one replica that answers says of itself; it holds for all from now on."""
         self.info = self._wait(self._choose_and(lambda replica: replica.meet()))
         return self.info
 
-    def vocabulary(self) -> Vocabulary:
-        """`GET /vocabulary`."""
-        return self._wait(self._choose_and(lambda replica: replica.vocabulary()))
+    def vocabulary(self, ids: Sequence[int]) -> Vocabulary:
+        """What it means by `ids`, at least."""
+        return self._wait(self._choose_and(lambda replica: replica.vocabulary(ids)))
 
     def score(self, groups: Sequence[Group], request: EvidenceRequest) -> list[list[list[Evidence]]]:
-        """Views by group and rollout; [] for a rollout that failed, was aborted or is empty."""
-        return score_groups(groups, request, self._check, lambda items: self._score_items(items, request))
+        """Views by group and rollout; [] for a rollout that failed, was aborted or is empty. What it cannot tell is left out."""
+        assert self.info is not None, f"teacher {self.teacher_id!r} was not met"
+        possible = possible_of(request, self.info)
+        return score_groups(groups, possible, self._check, lambda items: self._score_items(items, possible))
+
+    @property
+    def asked_tokens(self) -> int:
+        """Tokens that its servers were asked about since it was opened, retries included."""
+        return sum(replica.asked_tokens for replica in self.replicas)
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -223,7 +234,10 @@ def open_http_teacher(
 ) -> HttpTeacher:
     """As the run file names it; nobody is asked yet. ConfigError when its key is not in the environment."""
     key, limit_s = _key(teacher_id, teacher.key_env), max(LIMIT_S, 2 * teacher.timeout_s)
-    return HttpTeacher(teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s, limit_s)
+    return HttpTeacher(
+        teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s, limit_s, teacher.api,
+        teacher.served_name,
+    )
 
 
 def _key(teacher_id: str, variable: str) -> str:

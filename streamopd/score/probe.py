@@ -14,10 +14,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from streamopd.assets.vocabulary import tokens, vocab_size
+from streamopd.assets.vocabulary import texts, tokens, vocab_size
 from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRefuses
 from streamopd.schemas import Array, Evidence, Group, Prompt, Rollout, Span, TopK
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, ScoreItem, TeacherInfo
+from streamopd.score.answer import possible_of
 from streamopd.score.check import check_evidence
 from streamopd.score.http import HttpTeacher, Mark
 from streamopd.slots import EvidenceRequest
@@ -32,6 +33,8 @@ NOISY_NATS = 0.5     # between the same call twice: more than most of what is to
 APART_NATS = 0.25    # between two replicas of one teacher
 BATCH = 8            # items in the timed call
 WAIT_S = 60.0        # for a server that is still starting
+COMPARED = 1 << 14   # ids of a vocabulary, at most, where a server is asked about them in prompts
+CAP = {"streamopd": "max_topk", "vllm": "--max-logprobs", "completions": "vLLM: --max-logprobs", "sglang": "none is known"}
 SCORES = EvidenceRequest(full=False, teacher_k=0, student_ids=False, sampled=True, stop=False)  # and nothing they could contradict
 
 
@@ -39,6 +42,7 @@ class Student(Struct, frozen=True):
     """What the run will ask: whose ids, how long, and which questions."""
 
     tokens: Mapping[int, str]
+    texts: Mapping[int, str]              # what each id decodes to alone
     vocab_size: int                       # of its head
     stop_ids: tuple[int, ...]
     student_k: int                        # of its own top ids that come with each token
@@ -52,7 +56,7 @@ def student_of(
     """The student in an HF folder, as a probe must know it."""
     table = tokens(folder)
     return Student(
-        tokens=table, vocab_size=vocab_size(folder) or max(table) + 1, stop_ids=tuple(stop_ids), student_k=student_k,
+        tokens=table, texts=texts(folder), vocab_size=vocab_size(folder) or max(table) + 1, stop_ids=tuple(stop_ids), student_k=student_k,
         max_completion_length=max_completion_length, contexts=contexts,
     )
 
@@ -72,11 +76,15 @@ class Scene:
     def natural(self) -> NDArray[np.int32]:
         """What the teacher itself would write, as far as it does not end: the completion that changes are planted in."""
         ids = self.completion(LENGTH)
-        for g in range(LENGTH):
+        for g in range(LENGTH if self.tells_own_ids else 0):
             row = _row(self.view(ids[: g + 1], self.favourites).support, g)
             likely = [i for i in row if i in self.student.tokens and i not in self.student.stop_ids]
             ids[g] = max(likely, key=lambda i: row[i], default=ids[g])
         return ids
+
+    @property
+    def tells_own_ids(self) -> bool:
+        return self.teacher.info is None or self.teacher.info.max_topk >= 0
 
     @property
     def favourites(self) -> EvidenceRequest:
@@ -193,14 +201,15 @@ def speaks_this_contract(scene: Scene) -> str:
 
 def shares_the_vocabulary(scene: Scene) -> str:
     """The two tables themselves, id by id; a head may be padded wider unless whole distributions are compared."""
-    student, theirs, size = scene.student, scene.teacher.vocabulary().tokens, scene.teacher.vocab_size
-    told = dict(enumerate(theirs))
-    differing = [i for i, token in sorted(student.tokens.items()) if told.get(i) != token]
+    student, teacher, size = scene.student, scene.teacher, scene.teacher.vocab_size
+    ids = sorted(student.tokens) if teacher.spells else _sample(student)
+    mine, told = student.tokens if teacher.spells else student.texts, dict(enumerate(teacher.vocabulary(ids).tokens))
+    differing = [i for i in ids if not _same(mine[i], told.get(i), teacher.spells)]
     if differing:
         first = differing[0]
         raise TeacherError(
-            f"{scene.name} and the student disagree on {len(differing):,} of {len(student.tokens):,} ids, the first is {first}: "
-            f"{told.get(first)!r} against the student's {student.tokens[first]!r}. Name a teacher with the student's tokenizer."
+            f"{scene.name} and the student disagree on {len(differing):,} of {len(ids):,} ids, the first is {first}: "
+            f"{told.get(first)!r} against the student's {mine[first]!r}. Name a teacher with the student's tokenizer."
         )
     if size < max(student.tokens) + 1:
         raise TeacherError(
@@ -213,29 +222,35 @@ def shares_the_vocabulary(scene: Scene) -> str:
             "Use a method over a support of ids (method = \"default\"), or a teacher of the student's width."
         )
     wider = f", its head is {size - student.vocab_size:,} ids wider" if size > student.vocab_size else ""
-    return f"the student's {len(student.tokens):,} ids have the same tokens there{wider}"
+    if teacher.spells:
+        return f"the student's {len(ids):,} ids have the same tokens there{wider}"
+    return f"{len(ids):,} of the student's {len(student.tokens):,} ids decode to the same there{wider}"
 
 
 def gives_enough_ids(scene: Scene) -> str:
-    """The cap on its own top ids, and whether it scores ids that it is given."""
+    """The cap on its own top ids, and what the method's support becomes where it cannot tell all of it."""
     info, request = scene.teacher.info, scene.request
     assert info is not None
     if info.max_topk and request.full:
         raise TeacherError(
-            f"{scene.name} returns at most {info.max_topk} log-probs a token; this method asks for the whole vocabulary "
-            f"({info.vocab_size:,}). Start it with max_topk = 0, or use a method with a support of at most {info.max_topk} ids."
+            f"{scene.name} returns at most {max(0, info.max_topk)} log-probs a token; this method asks for the whole vocabulary "
+            f"({info.vocab_size:,}). Start it without a cap ({CAP[scene.teacher.api]}), or use a method over a support of ids."
         )
-    if info.max_topk and request.teacher_k > info.max_topk:
+    if 0 < info.max_topk < request.teacher_k:
         raise TeacherError(
             f"{scene.name} returns at most {info.max_topk} log-probs a token; this method asks for {request.teacher_k}. "
-            f"Start it with a larger max_topk, or use a method with teacher_k = {info.max_topk}."
+            f"Start it with a larger cap ({CAP[scene.teacher.api]}), or use a method with teacher_k = {info.max_topk}."
         )
-    if not info.scores_ids and (request.student_ids or request.stop):
-        raise TeacherError(
-            f"{scene.name} scores no ids that it is given; this method asks for the student's own and for stop ids. "
-            "Use a method with student_k = 0 and stop = false."
-        )
-    return f"own ids a token: {'any number' if not info.max_topk else f'up to {info.max_topk}'}"
+    given = possible_of(request, info)
+    lost = [name for name, wanted, told in (
+        ("the student's top ids", request.student_ids, given.student_ids), ("stop ids", request.stop, given.stop),
+        (f"its own top {request.teacher_k}", request.teacher_k, given.teacher_k),
+    ) if wanted and not told]
+    told = f"own ids a token: {'any number' if not info.max_topk else f'up to {info.max_topk}' if info.max_topk > 0 else 'none'}"
+    if not lost:
+        return told
+    kept = "its own top ids and the sampled token" if given.teacher_k else "the sampled token"
+    return f"{told}; it cannot score {' and '.join(lost)}: the support is {kept}, the rest is one tail (a looser bound)"
 
 
 def takes_the_longest(scene: Scene) -> str:
@@ -338,6 +353,8 @@ def distributions_speak_of_their_own_token(scene: Scene) -> str:
     """One token of a completion is changed: distributions may move from the next row on, and somewhere must."""
     if not (scene.request.full or scene.request.teacher_k):
         return "distributions: the method asks for none"
+    if not scene.tells_own_ids:
+        return "distributions: it tells none"
     told, limit = scene.view(scene.natural, scene.request), min(MOVED_MASS + 2 * scene.spread, MOST_MOVED_MASS)
     moved = {at: _first_moved(_distribution_distance(told, view), limit) for at, view in _planted(scene, scene.request)}
     shifts = [first - at - 1 for at, first in moved.items() if first is not None]
@@ -391,6 +408,20 @@ STAGES: tuple[tuple[Check, ...], ...] = (
 
 
 # ---------------------------------------------------------------- how it is measured
+def _sample(student: Student) -> list[int]:
+    """Ids to compare where each costs a token of the server's work: those of the questions, and others at even distances."""
+    rest = sorted(student.tokens)
+    asked = {int(i) for context in student.contexts for i in context} & set(rest)
+    return sorted(asked | set(rest[:: -(-len(rest) // COMPARED)]))
+
+
+def _same(mine: str, theirs: str | None, exact: bool) -> bool:
+    """Texts of single ids lose a space at the front in some decoders, and what is no text alone is not comparable."""
+    if exact or theirs is None:
+        return mine == theirs
+    return mine == theirs or mine.strip(" ") == theirs.strip(" ") != "" or "\ufffd" in mine + theirs
+
+
 def _met(teacher: HttpTeacher, deadline_s: float) -> TeacherInfo:
     """The info of one replica; one that is still starting is waited for."""
     while True:

@@ -6,34 +6,20 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
 from streamopd.errors import GarbageRecord, TeacherAway, TeacherRefuses
-from streamopd.schemas.teaching import (
-    JSON,
-    MSGPACK,
-    Complaint,
-    PackedItem,
-    PackedScore,
-    ScoreRequest,
-    TeacherInfo,
-    Vocabulary,
-    Want,
-    read_answer,
-    read_json,
-    write_message,
-)
-from streamopd.schemas.wire import decode
+from streamopd.schemas.teaching import JSON, MSGPACK, PackedItem, PackedScore, TeacherInfo, Vocabulary, Want, read_json
+from streamopd.score.api import Api
 
+T = TypeVar("T")
 CONNECT_S = 5.0
 REST_S, LONGEST_REST_S = 0.25, 5.0  # after the first failure, and after many; told by the server: up to TOLD_REST_S
 TOLD_REST_S = 30.0
-NUMBER_BYTES = {JSON: 40, MSGPACK: 8}  # one number is shorter
-ROOM_BYTES = 64 << 10               # names, brackets
-MAX_VOCABULARY_BYTES = 64 << 20
+ROOM_BYTES = 1 << 20                # of an answer that no number is asked for in
 MAX_SENTENCE = 300                  # characters of a stranger's words that are repeated
 FAULT_OF_ITEM = (400, 413, 422)
 FAULT_OF_CALLER = (401, 402, 403, 404, 405)
@@ -43,42 +29,48 @@ class ItemsRefused(GarbageRecord):
     """The server is well, and will not have these items."""
 
 
+class Words(msgspec.Struct, frozen=True):
+    """A sentence as others put it into the body of a refusal."""
+
+    message: str
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A body of an answer that is not 200: the contract's, or what OpenAI's servers send."""
+
+    error: str | Words = ""
+    message: str = ""
+
+
 class Replica:
     """A server, how busy it is, and how long it is left alone after a failure."""
 
-    def __init__(self, teacher_id: str, url: str, key: str, timeout_s: float) -> None:
+    def __init__(self, teacher_id: str, url: str, key: str, timeout_s: float, api: Api) -> None:
         self.teacher_id, self.url, self.timeout_s = teacher_id, url.rstrip("/"), timeout_s
+        self.asked_tokens = 0        # of items that went out, retries and probes too
         self.pending_tokens = 0      # that it is asked about now; whoever asks counts
         self.failures = 0            # in a row
         self.rests_until_s = 0.0     # monotonic
         self.trusted = False         # met, and recognised, since it was last away
-        self._form = JSON
-        self._key = key
+        self._api, self._key = api, key
         self._client: httpx.AsyncClient | None = None
 
     async def meet(self) -> TeacherInfo:
-        """`GET /info`. The form of its answer is the form that it is spoken to in."""
-        body, self._form = await self._ask("GET", "/info", None, ROOM_BYTES)
-        info: TeacherInfo = self._read(TeacherInfo, body, self._form)
+        """What it is and can do."""
+        try:
+            info = await self._api.meet(self)
+        except GarbageRecord as error:  # no item was asked about that could be at fault
+            raise self.away(str(error).removeprefix(f"{self.name} ")) from None
         return msgspec.structs.replace(info, model=_printable(info.model))
 
-    async def vocabulary(self) -> Vocabulary:
-        """`GET /vocabulary`."""
-        body, form = await self._ask("GET", "/vocabulary", None, MAX_VOCABULARY_BYTES)
-        vocabulary: Vocabulary = self._read(Vocabulary, body, form)
-        return vocabulary
+    async def vocabulary(self, ids: Sequence[int]) -> Vocabulary:
+        """What it means by `ids`, at least."""
+        return await self._api.vocabulary(self, ids)
 
     async def score(self, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
-        """`POST /score`, one score an item. GarbageRecord: the answer is none, or the server will not have these items."""
-        cap = ROOM_BYTES + NUMBER_BYTES[self._form] * sum(_numbers(item, want, vocab_size) for item in items)
-        body, form = await self._ask("POST", "/score", write_message(ScoreRequest(items=list(items), want=want), self._form), cap)
-        try:
-            scores = read_answer(body, form, cap).scores
-        except ValueError as error:
-            raise GarbageRecord(self._clean(f"{self.name} answered what is no answer of the contract: {error}")) from None
-        if len(scores) != len(items):
-            raise GarbageRecord(f"{self.name} gave {len(scores)} scores for {len(items)} items")
-        return scores
+        """One score an item. GarbageRecord: the answer is none, or the server will not have these items."""
+        self.asked_tokens += sum(len(item.context_ids) + len(item.completion_ids) for item in items)
+        return await self._api.score(self, items, want, vocab_size)
 
     def is_well(self) -> None:
         """It gave what can be used: the next failure is a first one again."""
@@ -109,23 +101,47 @@ class Replica:
         if self._client is not None:
             await self._client.aclose()
 
+    def garbage(self, what: str) -> GarbageRecord:
+        """An answer that cannot be used."""
+        return GarbageRecord(f"{self.name} {self._clean(what)}")
+
     # ---------------------------------------------------------------- one request
-    async def _ask(self, method: str, path: str, body: bytes | None, cap: int) -> tuple[bytes, str]:
-        """(body, form) of a good answer."""
-        headers = {} if body is None else {"Content-Type": self._form}
+    async def ask(self, method: str, path: str, body: bytes | None, cap: int, form: str = JSON) -> tuple[bytes, str]:
+        """(body, its form) of a good answer."""
+        response, answer = await self._send(method, path, body, cap, form)
+        if response.status_code != 200:
+            raise self._refusal(response, answer, f"{method} {path}")
+        said = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if said not in (JSON, MSGPACK):
+            raise self.away(f"answered {method} {path} with {said or 'no content type'!r}; {JSON} was expected")
+        return answer, said
+
+    async def read(self, kind: type[T], method: str, path: str, message: Any = None, cap: int = ROOM_BYTES) -> T:
+        """A JSON answer as a `kind`; who answers anything else is away, or gave garbage where it was asked for scores."""
+        answer, _ = await self.ask(method, path, None if message is None else msgspec.json.encode(message), cap)
+        try:
+            found: T = read_json(kind, answer, cap)
+        except ValueError as error:
+            what = f"answered {method} {path} with what cannot be read: {error}"
+            raise (self.away(what) if message is None else self.garbage(what)) from None
+        return found
+
+    async def takes(self, path: str, message: Any, cap: int = ROOM_BYTES) -> bool:
+        """Whether the server does what it is asked; how it refuses does not matter, but it must not be in trouble."""
+        response, answer = await self._send("POST", path, msgspec.json.encode(message), cap)
+        if response.status_code in (401, 429) or (response.status_code >= 500 and response.status_code != 501):
+            raise self._refusal(response, answer, f"POST {path}")
+        return response.status_code == 200
+
+    async def _send(self, method: str, path: str, body: bytes | None, cap: int, form: str = JSON) -> tuple[httpx.Response, bytes]:
+        headers = {} if body is None else {"Content-Type": form}
         try:
             async with asyncio.timeout(self.timeout_s), self._connection().stream(method, path, content=body, headers=headers) as response:
-                answer = await self._within(response, cap)
+                return response, await self._within(response, cap)
         except TimeoutError:
             raise self.away(f"did not answer {method} {path} within {self.timeout_s:g} s") from None
         except httpx.HTTPError as error:
             raise self.away(f"does not answer {method} {path}: {_told(error)}") from None
-        if response.status_code != 200:
-            raise self._refusal(response, answer, f"{method} {path}")
-        form = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if form not in (JSON, MSGPACK):
-            raise self.away(f"answered {method} {path} with {form or 'no content type'!r}; the contract knows {JSON} and {MSGPACK}")
-        return answer, form
 
     def _connection(self) -> httpx.AsyncClient:
         """One pool of connections. No proxy and no redirect: the key goes where the run file says, and nowhere else."""
@@ -160,28 +176,16 @@ class Replica:
         rest = self.rests if status == 429 or told_s else self.away  # busy is not somebody else
         return rest(f"answers {what} with {status}: {words}", told_s)
 
-    def _read(self, kind: Any, body: bytes, form: str) -> Any:
-        try:
-            return decode(kind, body) if form == MSGPACK else read_json(kind, body)
-        except ValueError as error:
-            raise self.away(f"answered what is no {kind.__name__}: {error}") from None
-
     def _clean(self, words: str) -> str:
         """Without the key, whoever repeated it."""
         return words.replace(self._key, "***") if self._key else words
 
 
-def _numbers(item: PackedItem, want: Want, vocab_size: int) -> int:
-    """How many numbers the answer to an item holds."""
-    support = item.support_ids.shape[1] if item.support_ids is not None else 0
-    columns = 3 + 2 * want.topk + support + (vocab_size if want.whole else 0)
-    return len(item.completion_ids) * columns + 64
-
-
 def _sentence(body: bytes) -> str:
-    """What a server says went wrong: its `error`, or the beginning of what it sent."""
+    """What a server says went wrong, or the beginning of what it sent."""
     try:
-        words: str = read_json(Complaint, body).error
+        told: Refusal = read_json(Refusal, body)
+        words = told.error.message if isinstance(told.error, Words) else told.error or told.message
     except ValueError:
         words = body[: 4 * MAX_SENTENCE].decode("utf-8", "replace")
     return words or "no reason"

@@ -19,7 +19,7 @@ WRITES = {
     "supervisor": TOLD,
     "feeder": (*TOLD, *MOVED, "prompts", "issued", "end"),
     "generator": (*TOLD, *MOVED, "prompts", "rollouts"),
-    "teacher": (*TOLD, *MOVED, "rollouts", "scored"),
+    "teacher": (*TOLD, *MOVED, "rollouts", "scored", "spent"),
     "packer": (*TOLD, *MOVED, "scored", "batches", "kept", "batchno"),
     "learner": ("*",),
     "evaluator": TOLD,

@@ -76,6 +76,7 @@ class MemoryStore:
         self.quarantined: list[dict[str, str]] = []
         self.beats: dict[str, Heartbeat] = {}
         self.holds: dict[str, tuple[str, float]] = {}
+        self.spent: dict[str, int] = {}
         self.listeners: list[asyncio.Event] = []
 
     def next_id(self) -> str:
@@ -411,6 +412,10 @@ class MemoryBroker:
     async def drop_hold(self, name: str, owner: str) -> None:
         if self.store.holds.get(name, ("", 0.0))[0] == owner:
             del self.store.holds[name]
+
+    async def spend(self, name: str, tokens: int) -> int:
+        self.store.spent[name] = self.store.spent.get(name, 0) + tokens
+        return self.store.spent[name]
 
     async def beat(self, beat: Heartbeat) -> None:
         self.store.beats[beat.instance] = beat

@@ -293,6 +293,10 @@ class RedisBroker:
     async def drop_hold(self, name: str, owner: str) -> None:
         await self._call("drop_hold", name=name, owner=owner)
 
+    async def spend(self, name: str, tokens: int) -> int:
+        async with self._speaking():
+            return int(await self._commands.hincrby(self._key("spent"), name, tokens))
+
     async def beat(self, beat: Heartbeat) -> None:
         async with self._speaking():
             await self._commands.hset(self._key("beats"), beat.instance, encode(beat))

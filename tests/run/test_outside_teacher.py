@@ -6,17 +6,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streamopd.assets import resolve
 from streamopd.watch.journal import read
-from tests.run.runs import COMMAND, SMALL, accounts_are_exact, live_run, no_process_is_left, overrides, streamopd
+from tests.run.runs import COMMAND, SMALL, accounts_are_exact, live_run, no_process_is_left, overrides, streamopd, summary
 from tests.run.test_refusals import it_is_one_paragraph
-from tests.score import servers
+from tests.score import servers, strangers
 from tests.score.servers import free_port, honest, made, served
 
 pytestmark = pytest.mark.timeout(300)
@@ -103,6 +104,40 @@ def test_a_teacher_that_is_away_for_a_while_is_waited_for_by_name(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("api", "make", "method"), [("vllm", strangers.vllm, "default"), ("sglang", strangers.sglang, "forward_kl")], ids=["vllm", "sglang"]
+)
+def test_a_run_learns_from_somebody_elses_server(tmp_path: Path, api: str, make: Callable[..., Any], method: str) -> None:
+    with served(make(strangers.Stranger())) as url:
+        settings = (f"method={method}", "learn.max_steps=12", f"teachers.default.url={url}", f"teachers.default.api={api}")
+        with live_run(tmp_path / "run", *SMALL, *settings) as run:
+            found = run.end()
+    accounts_are_exact(found)
+    assert found["steps"] == 12
+    (told,) = [event["text"] for event in read(tmp_path / "run" / "events.jsonl") if event["kind"] == "probe"]
+    assert ("it cannot score the student's top ids and stop ids" in told) == (method == "default")
+
+
+def test_a_budget_that_is_spent_ends_the_run_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    """Nothing was asked beyond it, and nothing that waits is lost."""
+    stranger, folder = strangers.Stranger(), tmp_path / "run"
+    with served(strangers.vllm(stranger)) as url:
+        settings = (*SMALL, "learn.max_steps=40", f"teachers.default.url={url}", "teachers.default.api=vllm")
+        spent = streamopd("run", "quickstart", "--out", str(folder), *overrides(*settings, "teachers.default.token_limit=9000"))
+        it_is_one_paragraph(spent, "The budget of teacher 'default' is spent", "teachers.default.token_limit = 9,000")
+        assert spent.returncode == 1
+        asked = stranger.asked
+        assert 3000 < asked
+        done = summary(folder)
+        assert done["status"] == "failed"
+        no_process_is_left(folder)
+        again = streamopd("run", "quickstart", "--out", str(folder), *overrides(*settings, "teachers.default.token_limit=900000"))
+    assert again.returncode == 0, again.stderr
+    found = summary(folder)
+    assert found["steps"] == 40 > done["steps"] > 0
+    accounts_are_exact(found)
+
+
+@pytest.mark.parametrize(
     ("kind", "words"),
     [(servers.Shifted, "1 token too late"), (servers.NotANumber, "nan"), (servers.Deaf, "the same scores whatever the answer is")],
 )
@@ -133,6 +168,7 @@ def test_the_probe_by_hand_says_the_same(tmp_path: Path) -> None:
         (["teachers.default.url=http://[::1"], "it is http://HOST[:PORT]"),
         (["teachers.default.url=http://a:b@x"], "holds a password"),
         (["teachers.default.key_env=KEY"], "there is no url to send the key to"),
+        (["teachers.default.api=vllm"], "there is no url of such a server"),
         (["teachers.default.model="], "needs a model (a folder), or a url"),
         (['teachers.default.url=["http://x", "http://x"]'], "names one server twice"),
     ],

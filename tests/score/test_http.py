@@ -17,6 +17,7 @@ from streamopd.errors import GarbageRecord, TeacherAway, TeacherRefuses
 from streamopd.schemas import Evidence, Group
 from streamopd.schemas.teaching import JSON
 from streamopd.score import replica as replicas
+from streamopd.score.api.contract import Contract
 from streamopd.score.check import check_evidence
 from streamopd.score.http import HttpTeacher
 from streamopd.score.local import LocalTeacher
@@ -63,7 +64,7 @@ def views_of(teacher: HttpTeacher | LocalTeacher, groups: list[Group], request: 
 def test_it_says_what_a_local_teacher_says(url: str, groups: list[Group], request_: EvidenceRequest, form: str) -> None:
     teacher, local = met(url), LocalTeacher(resolve(MODEL), "default", "float32", STOPS, 64)
     if form == "json":
-        teacher.replicas[0]._form = JSON
+        teacher.replicas[0]._api._form = JSON  # type: ignore[attr-defined]
     for theirs, ours in zip(views_of(teacher, groups, request_), views_of(local, groups, request_), strict=True):
         assert (theirs.rollout_id, theirs.context_digest) == (ours.rollout_id, ours.context_digest)
         for name in ("logprobs", "mass", "entropy", "stop_logmass"):
@@ -127,7 +128,7 @@ def answering(score: object, **info: object):  # type: ignore[no-untyped-def]
     [
         (PlainTextResponse("upstream timed out", 500), "answers POST /score with 500: upstream timed out"),
         (JSONResponse({"error": "busy"}, 429, {"Retry-After": "0"}), "answers POST /score with 429: busy"),
-        (PlainTextResponse("{}"), "with 'text/plain'; the contract knows"),
+        (PlainTextResponse("{}"), "with 'text/plain'; application/json was expected"),
         (servers.drip, "did not answer POST /score within 1 s"),
         (Response(b"[" + b"1," * 200_000 + b"1]", media_type=JSON), "answered with more than the"),
     ],
@@ -284,7 +285,7 @@ def test_after_one_refusal_of_a_lone_server_nobody_asks_again(groups: list[Group
 
 
 def test_an_away_replica_rests_longer_each_time_and_no_longer_than_its_cap() -> None:
-    replica = replicas.Replica("t", "http://127.0.0.1:9", "", 1.0)
+    replica = replicas.Replica("t", "http://127.0.0.1:9", "", 1.0, Contract())
     rests = []
     for _ in range(12):
         replica.away("is away")

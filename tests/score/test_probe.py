@@ -102,12 +102,17 @@ def test_replicas_that_call_themselves_differently_are_refused() -> None:
     [
         ({"max_tokens": 40}, "takes at most 40 tokens; the longest question with an answer"),
         ({"contract": 2}, "speaks contract 2, this streamopd 1"),
-        ({"scores_ids": False}, "scores no ids that it is given"),
         ({"vocab_size": 18}, "scores 18 ids, the student's tokenizer has 19"),
     ],
 )
 def test_what_it_says_of_itself_is_held_to_the_run(info: dict[str, int], words: str) -> None:
     assert words in sentence(honest(**info).app, "default")
+
+
+def test_what_it_cannot_score_is_left_out_and_said_aloud() -> None:
+    with served(honest(scores_ids=False).app) as url:
+        told = "\n".join(found([url], "default"))
+    assert "it cannot score the student's top ids and stop ids: the support is its own top ids and the sampled token" in told
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""What a server does not say of itself and can be seen by what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from msgspec import Struct
+
+from streamopd.schemas.teaching import PackedItem, Vocabulary
+
+from . import Server
+
+PAIR = [0, 0]         # the shortest prompt of which one token is scored
+MOST_TOPK = 1 << 12   # ids a token that are looked for
+MOST_IDS = 1 << 21    # of a vocabulary
+CHUNK = 512           # ids of the vocabulary in one prompt
+
+
+class Listed(Struct, frozen=True):
+    """A model as `GET /v1/models` names it."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt: one more may always be written."""
+        return (self.max_model_len or 1 << 20) - 1
+
+
+class Models(Struct, frozen=True):
+    data: list[Listed]
+
+
+async def the_model(server: Server, name: str) -> Listed:
+    """The server's model of that name, or its first."""
+    listed = (await server.read(Models, "GET", "/v1/models")).data
+    found = [model for model in listed if name in ("", model.id)]
+    if not found:
+        raise server.away(f"has no model {name!r}; it has: {', '.join(model.id for model in listed) or 'none'}")
+    return found[0]
+
+
+async def largest(takes: Callable[[int], Awaitable[bool]], limit: int) -> int:
+    """The largest number in [0, limit] that is taken, where all below one that is taken are; 0 is not asked about."""
+    low, high = 0, 1
+    while high <= limit and await takes(high):
+        low, high = high, high * 2
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if await takes(middle) else (low, middle)
+    return low
+
+
+async def texts(ids: Sequence[int], room: int, ask: Callable[[list[int]], Awaitable[Sequence[str | None]]]) -> Vocabulary:
+    """What `ids` decode to one by one, asked about as prompts within `room`; `ask` gives a text an id."""
+    told: dict[int, str | None] = {}
+    size = max(1, min(CHUNK, room - 1))
+    for start in range(0, len(ids), size):
+        chunk = [int(i) for i in ids[start : start + size]]
+        told |= zip(chunk, await ask(chunk), strict=True)
+    return Vocabulary(tokens=[told.get(i) for i in range(max(told, default=-1) + 1)])
+
+
+def prompt_of(item: PackedItem) -> list[int]:
+    """Context and completion as one prompt."""
+    ids: list[int] = item.context_ids.numpy().tolist() + item.completion_ids.numpy().tolist()
+    return ids
