@@ -133,7 +133,7 @@ class Desk:
         teacher, budget = self.teachers[teacher_id], self.budgets.get(teacher_id)
         if budget is None or not isinstance(teacher, HttpTeacher):
             return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
-        await budget.require(groups)
+        await budget.require(groups, teacher.asked_tokens)
         try:
             return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
         finally:

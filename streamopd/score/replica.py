@@ -47,7 +47,7 @@ class Replica:
 
     def __init__(self, teacher_id: str, url: str, key: str, timeout_s: float, api: Api) -> None:
         self.teacher_id, self.url, self.timeout_s = teacher_id, url.rstrip("/"), timeout_s
-        self.asked_tokens = 0        # of items that went out, retries and probes too
+        self.asked_tokens = 0        # of items that went out, retries and probes too, and of its vocabulary
         self.pending_tokens = 0      # that it is asked about now; whoever asks counts
         self.failures = 0            # in a row
         self.rests_until_s = 0.0     # monotonic
@@ -65,6 +65,7 @@ class Replica:
 
     async def vocabulary(self, ids: Sequence[int]) -> Vocabulary:
         """What it means by `ids`, at least."""
+        self.asked_tokens += len(ids)
         return await self._api.vocabulary(self, ids)
 
     async def score(self, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
