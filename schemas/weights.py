@@ -21,7 +21,9 @@ class Weights(Struct, omit_defaults=True, frozen=True, kw_only=True):
     boot: str
     n: int                   # version = number of optimizer steps done
     folder: str              # "weight_v000012"
-    kind: str = "full"       # full | lora
+    kind: str = "full"       # full | lora: adapters alone, to be merged over the student's base
+    base: str = ""           # lora: digest of that base
+    scale: float = 0.0       # lora: of the product B · A
     nbytes: int = 0
     born_s: float = 0.0
     tensors: list[TensorInfo] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from streamopd.assets import resolve
@@ -197,7 +198,7 @@ class Exam:
 
     def _open(self, folder: Path, dtype: str) -> HFEngine:
         return HFEngine(
-            folder, stop_ids=self.tokenizer.stop_ids, swap=swap_in, dtype=dtype,
+            folder, stop_ids=self.tokenizer.stop_ids, swap=partial(swap_in, base=folder), dtype=dtype,
             max_inflight=self.config.evaluate.batch_size,
         )
 

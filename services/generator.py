@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 
@@ -47,9 +48,9 @@ async def main(run: Run, worker: Worker) -> None:
 
 def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     """What an engine must know of the run."""
-    g = run.config.generator
+    g, base = run.config.generator, resolve(run.config.student.model)
     return dict(
-        folder=resolve(run.config.student.model), stop_ids=tokenizer.stop_ids, swap=swap_in, verified=verified,
+        folder=base, stop_ids=tokenizer.stop_ids, swap=partial(swap_in, base=base), verified=partial(verified, base=base),
         max_inflight=g.max_inflight, temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
         kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction,
     )

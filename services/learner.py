@@ -15,6 +15,7 @@ from streamopd.prompts.dataset import open_dataset
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Batch, StepDone, Weights, decode
 from streamopd.stream import BatchEntry, Counters
+from streamopd.sync.adapter import Form
 from streamopd.sync.publish import publish
 from streamopd.watch.journal import Journal, SampleLog, rewind
 from streamopd.worker import Ended, Run, Worker
@@ -28,10 +29,12 @@ async def main(run: Run, worker: Worker) -> None:
     trainer.moved = worker.moved
     digest = open_dataset(config.data, config.seed, config.passes).digest
 
+    source, lora = resolve(config.student.model), config.learn.lora
+    form = Form(base=source, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
+
     async def publish_weights(boot: str, n: int) -> Weights:
-        source = resolve(config.student.model)
         return await worker.compute(
-            publish, run.id, boot, n, trainer.tensors(), source, run.weights_dir, config.sync.keep_versions, config.sync.fsync
+            publish, run.id, boot, n, trainer.published(), source, run.weights_dir, config.sync.keep_versions, config.sync.fsync, form
         )
 
     durable = await worker.broker.durable()

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from streamopd.errors import ConfigError, TornWeights
@@ -35,12 +34,11 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
-TENSORS = "model.safetensors"
 REASONS = {"stop": Finish.STOP, "length": Finish.LENGTH}
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 SERVED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of one product, relative
 
-Verified = Callable[[Weights, Path], AbstractContextManager[Mapping[str, Tensor]]]
+Verified = Callable[..., AbstractContextManager[Mapping[str, Tensor]]]  # (manifest, weights folder, dtype=) -> whole tensors
 
 
 class VllmEngine:
@@ -97,8 +95,8 @@ class VllmEngine:
 
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
         started = time.perf_counter()
-        with self._verified(manifest, weights_dir):
-            wrong = self._engine.collective_rpc("take_weights", args=(str(weights_dir / manifest.folder / TENSORS),))
+        with self._verified(manifest, weights_dir, dtype=self._engine.model_config.dtype) as fresh:
+            wrong = self._engine.collective_rpc("take_weights", args=(fresh,))
         for told in filter(None, wrong):  # the old ones are gone: nothing may be written with what is there
             raise TornWeights(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told} Restart this replica.")
         self.version = manifest.n
@@ -163,11 +161,9 @@ class WeightTaker:
 
     repairs_head = True  # a test switches it off to see the drill refuse
 
-    def take_weights(self, file: str) -> str:
-        """Load HF tensors in place; what is not served afterwards, "" when all is."""
+    def take_weights(self, fresh: Mapping[str, Tensor]) -> str:
+        """Load HF tensors in place; what is not served afterwards, "" when all is. The engine is of this process: nothing is sent."""
         model = self.model_runner.model  # type: ignore[attr-defined]
-        with safe_open(file, framework="pt") as opened:
-            fresh = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
         with torch.inference_mode():
             initialize_layerwise_reload(model)
             model.load_weights(iter(fresh.items()))

@@ -73,6 +73,13 @@ class Student:
         } | _kept_buffers(self.model)
         return {name: self._served(p.detach() + added[name] if name in added else p.detach()) for name, p in named.items()}
 
+    @torch.no_grad()
+    def adapters(self) -> dict[str, Tensor]:
+        """The adapters alone by PEFT's names, float32."""
+        from peft import get_peft_model_state_dict
+
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(self._wrapped).items()}
+
     def _served(self, tensor: Tensor) -> Tensor:
         return (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).cpu().contiguous()
 

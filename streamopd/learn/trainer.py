@@ -179,8 +179,12 @@ class Trainer:
 
     # ---------------------------------------------------------------- weights and state
     def tensors(self) -> dict[str, Tensor]:
-        """The whole student by HF names, for publishing; see `Student.tensors`."""
+        """The whole student by HF names; see `Student.tensors`."""
         return self.student.tensors()
+
+    def published(self) -> dict[str, Tensor]:
+        """What travels to the generators: the adapters where there are any, or the whole student."""
+        return self.student.adapters() if self.student.adapted else self.student.tensors()
 
     def save_hf(self, folder: Path, n: int, run: str) -> None:
         """The student after `n` steps of `run` as an HF folder, whole or not at all; see `Student.save_hf`."""

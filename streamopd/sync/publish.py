@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from streamopd.errors import UserError
 from streamopd.schemas import Weights
 
+from .adapter import Form, base_digest
 from .digest import describe
 from .lease import MANIFEST, delete_unread
 
-TENSORS = "model.safetensors"
+TENSORS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
 PREFIX = "weight_v"
 UNFINISHED = ".unfinished-"
 REPLACED = ".replaced-"
@@ -38,10 +39,12 @@ def publish(
     weights_dir: Path,
     keep: int,
     fsync: bool,
+    adapters: Form | None = None,
 ) -> Weights:
     """Write weights `n` under `weights_dir`, delete versions that are out of `keep` and unread, return the manifest.
 
     `tensors` are named as in an HF file, a tied one once; configuration and tokenizer come from the folder `source`.
+    With `adapters` they are these alone, named as PEFT does.
     A version that is there already is replaced: a reader sees the old folder or the new one, or for an instant
     none, and refuses then. UserError when the disk is full.
     """
@@ -55,9 +58,11 @@ def publish(
         run=run, boot=boot, n=n, folder=folder, nbytes=nbytes, born_s=time.time(),
         tensors=[describe(name, tensor) for name, tensor in dense.items()],
     )
+    if adapters:
+        manifest = msgspec.structs.replace(manifest, kind="lora", base=base_digest(adapters.base), scale=adapters.scale)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder}-", dir=weights_dir))
     try:
-        _fill(unfinished, dense, source, manifest, fsync)
+        _fill(unfinished, dense, source, manifest, adapters, fsync)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if _is_full(error):
@@ -79,14 +84,20 @@ def versions(weights_dir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.lstrip("-").isdigit())
 
 
-def _fill(folder: Path, tensors: dict[str, torch.Tensor], source: Path, manifest: Weights, fsync: bool) -> None:
+def _fill(
+    folder: Path, tensors: dict[str, torch.Tensor], source: Path, manifest: Weights, adapters: Form | None, fsync: bool
+) -> None:
     folder.chmod(0o755)  # mkdtemp hides it from the run's other users
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    (folder / TENSORS).chmod(0o644)  # generators may be other users
-    for file in _companions(source):
-        _link_or_copy(file, folder / file.name)
+    file = folder / TENSORS[manifest.kind]
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # generators may be other users
+    if adapters:
+        (folder / "adapter_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(adapters.peft_config()), indent=1))
+    else:
+        for companion in _companions(source):
+            _link_or_copy(companion, folder / companion.name)
     if fsync:
-        _sync(folder / TENSORS)
+        _sync(file)
     with (folder / MANIFEST).open("wb") as last:
         last.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         if fsync:

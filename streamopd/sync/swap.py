@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import nn
 from streamopd.errors import SwapRefused, TornWeights
 from streamopd.schemas import TensorInfo, Weights
 
+from .adapter import merged
 from .digest import describe, digest, dtype_name
 from .lease import MANIFEST, read_lease
 from .publish import TENSORS
@@ -35,19 +36,24 @@ class SwapTimes(Struct, frozen=True):
         return self.verify_s + self.copy_s + self.served_s
 
 
-def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path) -> SwapTimes:
+def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path, base: Path | None = None) -> SwapTimes:
     """Copy weights `manifest` into the parameters of `model`, in place; no forward pass may run meanwhile.
 
-    SwapRefused, naming both values, before anything is touched when the folder, its manifest, a name, a shape, a
-    dtype or a digest disagrees. TornWeights when what is served afterwards is not what the manifest says.
+    Adapters are merged over `base`, the HF folder that `model` was opened from. SwapRefused, naming both values, before
+    anything is touched when the folder, its manifest, a name, a shape, a dtype or a digest disagrees. TornWeights when what
+    is served afterwards is not what the manifest says.
     """
     started = time.perf_counter()
-    with verified(manifest, weights_dir) as fresh:
-        live = _live_tensors(model, manifest)
+    with verified(manifest, weights_dir, base, next(model.parameters()).dtype) as fresh:
+        forms = manifest.tensors if manifest.kind == "full" else [_form(name, tensor) for name, tensor in fresh.items()]
+        live = _live_tensors(model, manifest.n, forms)
         checked = time.perf_counter()
         _copy(live, fresh)
         copied = time.perf_counter()
-        _require_served(live, manifest)
+        if manifest.kind == "full":
+            _require_served(live, manifest)
+        else:
+            _require_merged(live, fresh, manifest.n)
     return SwapTimes(
         n=manifest.n, nbytes=manifest.nbytes, verify_s=checked - started, copy_s=copied - checked,
         served_s=time.perf_counter() - copied,
@@ -55,12 +61,20 @@ def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path) -> SwapTimes
 
 
 @contextmanager
-def verified(manifest: Weights, weights_dir: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of weights `manifest`, each checked against it; the folder stays inside the block. SwapRefused when it cannot be had."""
+def verified(
+    manifest: Weights, weights_dir: Path, base: Path | None = None, dtype: torch.dtype = torch.float32
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The whole tensors of weights `manifest`, each file checked against it; adapters come merged over `base`, in `dtype`.
+
+    The folder stays inside the block. SwapRefused when it cannot be had.
+    """
     try:
         with read_lease(_folder(manifest.folder, weights_dir)):
             _require_same(manifest, read_manifest(weights_dir, manifest.folder))
-            yield _verified(manifest, weights_dir / manifest.folder / TENSORS)
+            if manifest.kind == "lora" and base is None:
+                raise SwapRefused(f"Weights {manifest.n} are adapters, and this reader has no base to add them to.")
+            fresh = _verified(manifest, weights_dir / manifest.folder / TENSORS[manifest.kind])
+            yield fresh if base is None or manifest.kind == "full" else merged(fresh, manifest, base, dtype)
     except (FileNotFoundError, SafetensorError) as error:
         where = weights_dir / manifest.folder
         raise SwapRefused(f"Weights {manifest.n} cannot be read from {where}: {error}") from error
@@ -85,12 +99,12 @@ def _folder(name: str, weights_dir: Path) -> Path:
 
 def _require_same(told: Weights, lies: Weights) -> None:
     """The manifest from the stream and the one beside the tensors are one manifest."""
-    for field in ("run", "boot", "n", "kind"):
+    for field in ("run", "boot", "n", "kind", "base", "scale"):
         mine, theirs = getattr(told, field), getattr(lies, field)
         if mine != theirs:
             raise SwapRefused(f"Weights {told.n}: the manifest says {field} {mine!r}, {told.folder} says {theirs!r}.")
-    if told.kind != "full":
-        raise SwapRefused(f"Weights {told.n} are of kind {told.kind!r}; this engine takes 'full'.")
+    if told.kind not in TENSORS:
+        raise SwapRefused(f"Weights {told.n} are of kind {told.kind!r}; this engine takes: {', '.join(TENSORS)}.")
     if told.tensors != lies.tensors:
         raise SwapRefused(f"Weights {told.n}: {_first_difference(told.tensors, lies.tensors)}")
 
@@ -106,25 +120,29 @@ def _in_words(info: TensorInfo) -> str:
     return f"{info.name} {info.dtype}{list(info.shape)} {info.digest}"
 
 
-def _live_tensors(model: nn.Module, manifest: Weights) -> dict[str, torch.Tensor]:
-    """Each manifest name's storage in the model; every storage is named, and shapes and dtypes agree."""
+def _live_tensors(model: nn.Module, n: int, forms: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
+    """Each name's storage in the model; every storage is named, and shapes and dtypes agree."""
     state = model.state_dict(keep_vars=True)
-    unknown = [info.name for info in manifest.tensors if info.name not in state]
+    unknown = [info.name for info in forms if info.name not in state]
     if unknown:
         raise SwapRefused(
-            f"Weights {manifest.n} hold {unknown[0]}, which the model does not have ({len(unknown)} such): the manifest "
-            f"names {len(manifest.tensors)} tensors, the model {len(state)}."
+            f"Weights {n} hold {unknown[0]}, which the model does not have ({len(unknown)} such): the manifest "
+            f"names {len(forms)} tensors, the model {len(state)}."
         )
-    named = {state[info.name].data_ptr() for info in manifest.tensors}
+    named = {state[info.name].data_ptr() for info in forms}
     missing = [name for name, tensor in state.items() if tensor.data_ptr() not in named]
     if missing:
         raise SwapRefused(
-            f"Weights {manifest.n} lack {missing[0]} ({len(missing)} such): the manifest names {len(manifest.tensors)} "
+            f"Weights {n} lack {missing[0]} ({len(missing)} such): the manifest names {len(forms)} "
             f"tensors, the model needs {len({tensor.data_ptr() for tensor in state.values()})}."
         )
-    for info in manifest.tensors:
+    for info in forms:
         _require_form(info, state[info.name], "the model has")
-    return {info.name: state[info.name] for info in manifest.tensors}
+    return {info.name: state[info.name] for info in forms}
+
+
+def _form(name: str, tensor: torch.Tensor) -> TensorInfo:
+    return TensorInfo(name, dtype_name(tensor.dtype), tuple(tensor.shape), "")
 
 
 def _require_form(info: TensorInfo, tensor: torch.Tensor, who: str) -> None:
@@ -169,3 +187,9 @@ def _require_served(live: dict[str, torch.Tensor], manifest: Weights) -> None:
                 f"After the swap to weights {manifest.n}, {info.name} is served as {served.digest}; the manifest says "
                 f"{info.digest}. Neither the old version nor the new one is served: restart this replica."
             )
+
+
+def _require_merged(live: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor], n: int) -> None:
+    wrong = [name for name, tensor in fresh.items() if not torch.equal(live[name].cpu(), tensor)]
+    if wrong:
+        raise TornWeights(f"After the swap to weights {n}, {wrong[0]} is not served as it was merged. Restart this replica.")

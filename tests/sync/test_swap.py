@@ -85,9 +85,9 @@ def publish_the_wrong_digest(weights_dir: Path, weights: Weights) -> Weights:
     return told
 
 
-def be_an_adapter(weights_dir: Path, weights: Weights) -> Weights:
-    edit_manifest(weights_dir, weights, kind="lora")
-    return msgspec.structs.replace(weights, kind="lora")
+def be_of_no_known_kind(weights_dir: Path, weights: Weights) -> Weights:
+    edit_manifest(weights_dir, weights, kind="delta")
+    return msgspec.structs.replace(weights, kind="delta")
 
 
 def lie_elsewhere(weights_dir: Path, weights: Weights) -> Weights:
@@ -115,7 +115,7 @@ def be_garbled(weights_dir: Path, weights: Weights) -> Weights:
         (tell_another_digest, r"the manifest says scale bfloat16\[6\] 0{32}, the folder says scale bfloat16\[6\] [0-9a-f]{32}"),
         (tell_fewer_tensors, r"the manifest names 3 tensors, the folder 4"),
         (publish_the_wrong_digest, r"scale of weights 3: the manifest says 0{32}, the file has [0-9a-f]{32}"),
-        (be_an_adapter, r"kind 'lora'; this engine takes 'full'"),
+        (be_of_no_known_kind, r"kind 'delta'; this engine takes: full, lora"),
         (lie_elsewhere, r"'../weights/weight_v000003'; it must be a plain name"),
         (be_deleted, r"cannot be read from .*weight_v000003"),
         (be_garbled, r"is not a manifest of weights"),
