@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from streamopd.assets import resolve
@@ -20,7 +19,7 @@ from streamopd.learn.final import marked_step
 from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evaluation, Outcome, Prompt, Weights
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import Loader
 from streamopd.watch.journal import Journal, read
 from streamopd.worker import Run, Worker
 
@@ -198,7 +197,7 @@ class Exam:
 
     def _open(self, folder: Path, dtype: str) -> HFEngine:
         return HFEngine(
-            folder, stop_ids=self.tokenizer.stop_ids, swap=partial(swap_in, base=folder), dtype=dtype,
+            folder, stop_ids=self.tokenizer.stop_ids, loader=Loader(folder), dtype=dtype,
             max_inflight=self.config.evaluate.batch_size,
         )
 

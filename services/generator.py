@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Prompt, Weights
 from streamopd.sync.drill import drill
-from streamopd.sync.swap import swap_in, verified
+from streamopd.sync.swap import Loader
 from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
@@ -50,7 +51,7 @@ def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     """What an engine must know of the run."""
     g, base = run.config.generator, resolve(run.config.student.model)
     return dict(
-        folder=base, stop_ids=tokenizer.stop_ids, swap=partial(swap_in, base=base), verified=partial(verified, base=base),
+        folder=base, stop_ids=tokenizer.stop_ids, loader=Loader(base),
         max_inflight=g.max_inflight, temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
         kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction,
     )
@@ -68,9 +69,10 @@ class Desk:
         self.refused_s = 0.0                      # since when
         self.next_try_s = 0.0
         self.swap_s: list[float] = []
+        self.coming: asyncio.Task[None] | None = None  # reads and verifies a version while answers go on
 
-    async def swap_to_newest(self) -> None:
-        """Serve the newest manifest, requests in flight going on; another boot voids them first."""
+    async def swap_to_newest(self, at_once: bool = False) -> None:
+        """Serve the newest manifest, requests in flight going on; another boot voids them first. Else it may still be on its way."""
         newest = self.worker.weights
         if newest is None or not self._newer_weights():
             return
@@ -81,15 +83,36 @@ class Desk:
         elif newest.n < self.served[1]:
             return
         inflight = self.engine.inflight
-        start_s = time.perf_counter()
         try:
-            await self.worker.compute(self.engine.swap_in, newest, self.run.weights_dir)
+            if not await self._arrived(newest, at_once or not inflight or self.worker.inline):
+                return
+            swapped = await self.worker.compute(self.engine.swap_in, newest, self.run.weights_dir)
         except (SwapRefused, OSError) as error:
             await self._fall_behind(newest, error)
             return
         if self.served[1] < 0:
             await self.worker.emit("serve", f"{self.worker.instance} serves weights {newest.n}, verified", n=newest.n)
-        self._note_swap(newest, time.perf_counter() - start_s, inflight)
+        self._note_swap(newest, swapped.pause_s, inflight)
+
+    async def _arrived(self, newest: Weights, at_once: bool) -> bool:
+        """Whether weights may be swapped in now: read and verified, or nobody would write meanwhile."""
+        if at_once:
+            await self._let_arrive()
+            return True
+        if self.coming is None:
+            self.coming = asyncio.create_task(self.worker.compute(self.engine.prepare, newest, self.run.weights_dir))
+        if not self.coming.done():
+            return False
+        arrived, self.coming = self.coming, None
+        await arrived
+        return True
+
+    async def _let_arrive(self) -> None:
+        """Wait for what is on its way; what is wrong with it is seen when it is swapped in."""
+        if self.coming is not None:
+            with contextlib.suppress(SwapRefused, OSError):
+                await self.coming
+            self.coming = None
 
     async def admit(self) -> None:
         """Take as many prompts as the engine has room for; give back what these weights may not answer."""
@@ -103,7 +126,7 @@ class Desk:
         leases = await self.worker.take(Stage.ISSUED, max(1, room), block_s=0.0 if self.engine.inflight else 1.0)
         if any(lease.record and lease.entry.min_version > self.served[1] for lease in leases):
             await self.worker.look()
-            await self.swap_to_newest()
+            await self.swap_to_newest(at_once=True)
         good = [lease for lease in leases if self.worker.holds(lease) and lease.entry.min_version <= self.served[1]]
         await self.worker.release([lease for lease in leases if lease not in good])
         if len(good) < len(leases):
@@ -116,10 +139,13 @@ class Desk:
         """Token after token until new weights are out or BITE_S have passed: going to a thread and back for each costs more."""
         answers: list[Answer] = []
         until_s = time.monotonic() + BITE_S
-        while self.engine.inflight and not self._newer_weights() and time.monotonic() < until_s:
+        while self.engine.inflight and not self._swap_is_due() and time.monotonic() < until_s:
             answers += self.engine.step()
             self.worker.moved()
         return answers
+
+    def _swap_is_due(self) -> bool:
+        return self._newer_weights() and (self.coming is None or self.coming.done())
 
     def _newer_weights(self) -> bool:
         newest = self.worker.weights
@@ -144,6 +170,7 @@ class Desk:
 
     async def leave(self) -> None:
         """What is unfinished goes back to the stream."""
+        await self._let_arrive()
         self.engine.abort()
         await self.worker.release([lease for lease, _ in (*self.writing.values(), *self.written)])
 

@@ -24,7 +24,7 @@ from streamopd.score.local import load_teachers
 from streamopd.stream import HandOff, Limits
 from streamopd.stream.memory import MemoryBroker, MemoryStore
 from streamopd.sync.publish import publish
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import Loader
 from streamopd.topology import Stage
 
 
@@ -56,7 +56,7 @@ async def test_one_prompt_becomes_new_weights(tmp_path: Path) -> None:
     prompt = decode(Prompt, entry.body)
 
     # an answer under version 0, graded
-    engine = open_engine("hf", folder=student, stop_ids=tokenizer.stop_ids, swap=swap_in, max_inflight=2, student_k=method.student_k)
+    engine = open_engine("hf", folder=student, stop_ids=tokenizer.stop_ids, loader=Loader(), max_inflight=2, student_k=method.student_k)
     engine.swap_in(await broker.weights(), tmp_path)
     engine.admit([Request(id=f"{prompt.id}.0", prompt_ids=prompt.prompt_ids.numpy(), seed=(0, 0, 0), max_new=33)])
     answers = []

@@ -86,6 +86,9 @@ class Engine(Protocol):
     def step(self) -> list[Answer]:
         """One token for everything in flight; what finished. Nothing in flight: an empty list at once."""
 
+    def prepare(self, manifest: Weights, weights_dir: Path) -> None:
+        """Read and verify weights `manifest`, in another thread while answers go on; SwapRefused when they cannot be had."""
+
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
         """Serve weights `manifest` from the next token on; SwapRefused leaves the old ones in place."""
 

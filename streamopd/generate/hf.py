@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,19 +21,18 @@ from transformers.utils.logging import disable_progress_bar
 from streamopd.schemas import Finish, Weights
 
 from .cache import require_full_attention
+from .coming import Coming, Loader
 from .decoder import Decoder
 from .engine import Answer, Request, Swapped, error_answer
 from .kernel import sample, top_k
 from .ledger import Ledger
-
-Swap = Callable[[torch.nn.Module, Weights, Path], object]  # copies verified weights into a live model, or raises
 
 JOIN_FRACTION = 0.25     # of the slots empty before others join: a fill costs a forward of its own
 COMPACT_FRACTION = 0.8   # of the rows alive, at most, before they close up; who waits would rather fill the gaps
 
 
 class HFEngine:
-    """An Engine over the model in `folder`; `swap` is how verified weights get into it (None: it keeps what it has).
+    """An Engine over the model in `folder`; `loader` is how published weights get into it (None: it keeps what it has).
 
     `temperature` may be set anew while nothing is in flight. `pad_id` fills short rows and is never attended to.
     `student_k` of the model's own ids are recorded a token (0: none), always at temperature 1 without top-p.
@@ -48,7 +47,7 @@ class HFEngine:
         stop_ids: Sequence[int],
         max_inflight: int,
         pad_id: int = 0,
-        swap: Swap | None = None,
+        loader: Loader | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         student_k: int = 0,
@@ -60,7 +59,7 @@ class HFEngine:
         self.temperature = temperature
         self.model = _open_model(folder, dtype, device)
         self._slots = max_inflight
-        self._swap = swap
+        self._coming = Coming(loader, self.model.dtype) if loader else None
         self._top_p = top_p
         self._pad_id = pad_id
         self._positions = _positions(self.model)
@@ -97,10 +96,15 @@ class HFEngine:
             answers += self._collect(*self._decode(rows))
         return answers
 
+    def prepare(self, manifest: Weights, weights_dir: Path) -> None:
+        assert self._coming is not None, "this engine was opened without a way to swap"
+        self._coming.prepare(manifest, weights_dir)
+
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
-        assert self._swap is not None, "this engine was opened without a way to swap"
-        started = time.perf_counter()
-        self._swap(self.model, manifest, weights_dir)
+        assert self._coming is not None, "this engine was opened without a way to swap"
+        with self._coming.take(manifest, weights_dir) as fresh:
+            started = time.perf_counter()
+            self._coming.loader.load(self.model, manifest, fresh)
         loaded = time.perf_counter()
         self.version = manifest.n
         self._ledger.turn(manifest.n, self._kv)

@@ -9,8 +9,8 @@ from streamopd.extras import need
 
 from .engine import Engine
 
-HF = ("folder", "stop_ids", "swap", "max_inflight", "pad_id", "temperature", "top_p", "student_k", "kv", "dtype")
-VLLM = ("folder", "stop_ids", "verified", "max_inflight", "temperature", "top_p", "student_k", "kv", "dtype", "memory_fraction")
+HF = ("folder", "stop_ids", "loader", "max_inflight", "pad_id", "temperature", "top_p", "student_k", "kv", "dtype")
+VLLM = ("folder", "stop_ids", "loader", "max_inflight", "temperature", "top_p", "student_k", "kv", "dtype", "memory_fraction")
 SCRIPTED = ("folder", "stop_ids", "max_inflight", "temperature", "top_p", "student_k", "vocab_size", "token_s")
 
 

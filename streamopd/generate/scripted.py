@@ -84,6 +84,9 @@ class ScriptedEngine:
         self._rows = [row for row in self._rows if row.written < len(row.ids)]
         return answers
 
+    def prepare(self, manifest: Weights, weights_dir: Path) -> None:
+        """Nothing is read."""
+
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
         self.version = manifest.n
         for row in self._rows:

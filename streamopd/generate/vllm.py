@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from streamopd.errors import ConfigError, TornWeights
 from streamopd.schemas import Finish, Span, Weights
 
+from .coming import Coming, Loader
 from .engine import Answer, Request, Swapped, error_answer
 
 for _name, _value in (("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_CPU_KVCACHE_SPACE", "1"),
@@ -38,14 +38,12 @@ REASONS = {"stop": Finish.STOP, "length": Finish.LENGTH}
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 SERVED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of one product, relative
 
-Verified = Callable[..., AbstractContextManager[Mapping[str, Tensor]]]  # (manifest, weights folder, dtype=) -> whole tensors
-
 
 class VllmEngine:
     """An Engine over vLLM. Prefix caching is off: a cache must not cross versions, and prompts here are short."""
 
     def __init__(
-        self, *, folder: Path, stop_ids: Sequence[int], verified: Verified, max_inflight: int, temperature: float = 1.0,
+        self, *, folder: Path, stop_ids: Sequence[int], loader: Loader, max_inflight: int, temperature: float = 1.0,
         top_p: float = 1.0, student_k: int = 0, kv: str = "keep", dtype: str = "float32", memory_fraction: float = 0.5,
     ) -> None:
         if kv != "keep":
@@ -56,13 +54,14 @@ class VllmEngine:
                 f"and top_p = {top_p}. Set both to 1, or use engine \"hf\"."
             )
         self.version = -1
-        self._verified, self._slots, self._k = verified, max_inflight, student_k
+        self._slots, self._k = max_inflight, student_k
         self._temperature, self._top_p, self._stop_ids = temperature, top_p, sorted(stop_ids)
         self._engine = LLMEngine.from_engine_args(EngineArgs(
             model=str(folder), dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=False, enforce_eager=True,
             max_num_seqs=max_inflight, logprobs_mode="processed_logprobs", max_logprobs=max(student_k, 1), seed=0,
             async_scheduling=False, gpu_memory_utilization=memory_fraction, worker_extension_cls=f"{__name__}.WeightTaker",
         ))
+        self._coming = Coming(loader, self._engine.model_config.dtype)
         self._longest = int(self._engine.model_config.max_model_len)
         self._requests: dict[str, Request] = {}
         self._refused: list[Answer] = []
@@ -93,9 +92,12 @@ class VllmEngine:
             answers += [self._answer(output) for output in self._engine.step() if output.finished and output.request_id in self._requests]
         return answers
 
+    def prepare(self, manifest: Weights, weights_dir: Path) -> None:
+        self._coming.prepare(manifest, weights_dir)
+
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
-        started = time.perf_counter()
-        with self._verified(manifest, weights_dir, dtype=self._engine.model_config.dtype) as fresh:
+        with self._coming.take(manifest, weights_dir) as fresh:
+            started = time.perf_counter()
             wrong = self._engine.collective_rpc("take_weights", args=(fresh,))
         for told in filter(None, wrong):  # the old ones are gone: nothing may be written with what is there
             raise TornWeights(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told} Restart this replica.")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
 import torch
-from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -22,42 +20,36 @@ from .lease import MANIFEST, read_lease
 from .publish import TENSORS
 
 
-class SwapTimes(Struct, frozen=True):
-    """Where the time of one swap went."""
+class Loader:
+    """Published weights into models opened from `base`, the HF folder that adapters are merged over."""
 
-    n: int
-    nbytes: int
-    verify_s: float   # the file against the manifest
-    copy_s: float     # into the live parameters
-    served_s: float   # the live parameters against the manifest
+    def __init__(self, base: Path | None = None) -> None:
+        self.base = base
 
-    @property
-    def total_s(self) -> float:
-        return self.verify_s + self.copy_s + self.served_s
+    def verified(self, manifest: Weights, weights_dir: Path, kind: torch.dtype) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """See `verified`."""
+        return verified(manifest, weights_dir, self.base, kind)
 
+    def load(self, model: nn.Module, manifest: Weights, fresh: Mapping[str, torch.Tensor]) -> None:
+        """Copy `fresh` into the parameters of `model`, in place; no forward pass may run meanwhile.
 
-def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path, base: Path | None = None) -> SwapTimes:
-    """Copy weights `manifest` into the parameters of `model`, in place; no forward pass may run meanwhile.
-
-    Adapters are merged over `base`, the HF folder that `model` was opened from. SwapRefused, naming both values, before
-    anything is touched when the folder, its manifest, a name, a shape, a dtype or a digest disagrees. TornWeights when what
-    is served afterwards is not what the manifest says.
-    """
-    started = time.perf_counter()
-    with verified(manifest, weights_dir, base, next(model.parameters()).dtype) as fresh:
-        forms = manifest.tensors if manifest.kind == "full" else [_form(name, tensor) for name, tensor in fresh.items()]
-        live = _live_tensors(model, manifest.n, forms)
-        checked = time.perf_counter()
+        SwapRefused, naming both values, before anything is touched when a name, a shape or a dtype disagrees. TornWeights
+        when what is served afterwards is not what the manifest says, or not what was merged.
+        """
+        whole = manifest.kind == "full"
+        live = _live_tensors(model, manifest.n, manifest.tensors if whole else [_form(name, tensor) for name, tensor in fresh.items()])
         _copy(live, fresh)
-        copied = time.perf_counter()
-        if manifest.kind == "full":
+        if whole:
             _require_served(live, manifest)
         else:
             _require_merged(live, fresh, manifest.n)
-    return SwapTimes(
-        n=manifest.n, nbytes=manifest.nbytes, verify_s=checked - started, copy_s=copied - checked,
-        served_s=time.perf_counter() - copied,
-    )
+
+
+def swap_in(model: nn.Module, manifest: Weights, weights_dir: Path, base: Path | None = None) -> None:
+    """Weights `manifest` into `model`, all at once; see `verified` and `Loader.load`."""
+    loader = Loader(base)
+    with loader.verified(manifest, weights_dir, next(model.parameters()).dtype) as fresh:
+        loader.load(model, manifest, fresh)
 
 
 @contextmanager
@@ -174,7 +166,7 @@ def _verified(manifest: Weights, file: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _copy(live: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor]) -> None:
+def _copy(live: dict[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in fresh.items():
         live[name].copy_(tensor)
 
@@ -189,7 +181,7 @@ def _require_served(live: dict[str, torch.Tensor], manifest: Weights) -> None:
             )
 
 
-def _require_merged(live: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor], n: int) -> None:
+def _require_merged(live: dict[str, torch.Tensor], fresh: Mapping[str, torch.Tensor], n: int) -> None:
     wrong = [name for name, tensor in fresh.items() if not torch.equal(live[name].cpu(), tensor)]
     if wrong:
         raise TornWeights(f"After the swap to weights {n}, {wrong[0]} is not served as it was merged. Restart this replica.")

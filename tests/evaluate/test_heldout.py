@@ -28,13 +28,9 @@ STOP = 5
 PROMPTS = [prompt(i, [1, 2 + i % 9, 3]) for i in range(21)]
 
 
-def no_swap(*_: object) -> None:
-    raise AssertionError("an evaluation never swaps")
-
-
 @pytest.fixture
 def engine(student_folder):
-    return HFEngine(student_folder, stop_ids=[STOP], max_inflight=8, swap=no_swap, temperature=1.0)
+    return HFEngine(student_folder, stop_ids=[STOP], max_inflight=8, temperature=1.0)
 
 
 def heard(seq: int, completion: list[int], finish: Finish = Finish.STOP, **facts) -> Heard:
@@ -67,7 +63,7 @@ def test_the_teacher_answers_in_its_own_context(engine):
 
 
 def test_accuracy_is_the_share_that_the_grader_calls_correct(student_folder):
-    greedy = HFEngine(student_folder, stop_ids=[STOP], max_inflight=8, swap=no_swap, temperature=0.0)
+    greedy = HFEngine(student_folder, stop_ids=[STOP], max_inflight=8, temperature=0.0)
     asked = []
 
     def grade(items):

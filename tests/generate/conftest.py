@@ -15,7 +15,7 @@ from streamopd.generate.engine import Answer, Engine, Request
 from streamopd.generate.hf import HFEngine
 from streamopd.schemas import Weights
 from streamopd.sync.publish import publish
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import Loader
 
 disable_progress_bar()
 VOCABULARY, STOP, POSITIONS = 19, 2, 96
@@ -54,7 +54,7 @@ def open_hf(folder: Path) -> OpenEngine:
     def open_one(
         where: Path = folder, max_inflight: int = 8, stop_ids: tuple[int, ...] = (STOP,), **values: object
     ) -> HFEngine:
-        return HFEngine(where, stop_ids=stop_ids, max_inflight=max_inflight, swap=swap_in, **values)
+        return HFEngine(where, stop_ids=stop_ids, max_inflight=max_inflight, loader=Loader(), **values)
 
     return open_one
 

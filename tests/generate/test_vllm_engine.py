@@ -16,9 +16,10 @@ from streamopd.errors import ConfigError, SwapRefused, TornWeights
 from streamopd.generate.engine import Answer, Request
 from streamopd.generate.open import open_engine
 from streamopd.schemas import Finish, Weights
+from streamopd.sync.adapter import Form
 from streamopd.sync.drill import drill
 from streamopd.sync.publish import publish
-from streamopd.sync.swap import verified
+from streamopd.sync.swap import Loader
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -43,7 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Any:
     """One for all tests of a model: opening it takes seconds."""
-    return open_engine("vllm", folder=folder, stop_ids=(STOP,), verified=verified, max_inflight=16, student_k=3)
+    return open_engine("vllm", folder=folder, stop_ids=(STOP,), loader=Loader(folder), max_inflight=16, student_k=3)
 
 
 Publish = Callable[[int], Weights]
@@ -94,6 +95,26 @@ def test_after_every_swap_in_flight_the_engine_says_what_the_folder_says(engine:
         assert len(answers + finish(engine)) == 8
         logp = plain(tmp_path / f"weight_v{n:06d}", PROBE)
         np.testing.assert_allclose(engine.probe(PROBE), of_ids(logp, PROBE), atol=NEAR)
+
+
+def test_adapters_are_merged_over_the_base_in_flight(folder: Path, engine: Any, tmp_path: Path) -> None:
+    base, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(3)
+    form = Form(base=folder, rank=2, alpha=4.0, target_modules=("q_proj", "down_proj"))
+    for n in (51, 52):
+        adapters, whole = {}, dict(base)
+        for name in (name for name in base if "q_proj" in name or "down_proj" in name):
+            wide, narrow = base[name].shape
+            up, down = 0.2 * torch.randn(wide, 2, generator=generator), 0.2 * torch.randn(2, narrow, generator=generator)
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            adapters |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+            whole[name] = base[name] + up @ down * 2.0
+        engine.admit(requests(4, f"l{n}."))
+        answers = engine.step()
+        swapped = engine.swap_in(publish("r", "b", n, adapters, folder, tmp_path, 8, False, form), tmp_path)
+        assert swapped.inflight == 4 - len(answers)
+        finish(engine)
+        publish("r", "b", 60 + n, whole, folder, tmp_path, keep=8, fsync=False)
+        np.testing.assert_allclose(engine.probe(PROBE), of_ids(plain(tmp_path / f"weight_v{60 + n:06d}", PROBE), PROBE), atol=NEAR)
 
 
 def test_tokens_carry_the_version_that_wrote_them_and_its_log_probs(engine: Any, publish_n: Publish, tmp_path: Path) -> None:
@@ -186,4 +207,4 @@ def test_a_tied_head_that_is_not_repaired_is_refused_with_both_numbers(
 )
 def test_what_vllm_cannot_do_is_refused_before_it_is_opened(folder: Path, values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        open_engine("vllm", folder=folder, stop_ids=(STOP,), verified=verified, max_inflight=4, **values)
+        open_engine("vllm", folder=folder, stop_ids=(STOP,), loader=Loader(folder), max_inflight=4, **values)

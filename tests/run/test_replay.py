@@ -29,7 +29,7 @@ from streamopd.slots import Method
 from streamopd.stream import HandOff, Limits
 from streamopd.stream.memory import MemoryBroker, MemoryStore
 from streamopd.sync.publish import publish
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import Loader
 from streamopd.topology import Stage
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ class World:
         self.head = {"run": "r", "method": self.method.digest, "born_s": time.time()}
         self.dataset, self.renderer = open_questions(self.config.data, 0, 0, self.student, {}, "r", self.method.digest)
         self.engine: Engine = open_engine(
-            "hf", folder=self.student, stop_ids=self.tokenizer.stop_ids, swap=swap_in, max_inflight=B, student_k=0
+            "hf", folder=self.student, stop_ids=self.tokenizer.stop_ids, loader=Loader(), max_inflight=B, student_k=0
         )
         teacher = resolve(self.config.teachers["default"].model)
         self.teacher = load_teachers({"default": (teacher, "float32")}, self.tokenizer.stop_ids, 512)["default"]

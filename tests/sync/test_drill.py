@@ -13,7 +13,7 @@ from streamopd.errors import SwapRefused
 from streamopd.generate.hf import HFEngine
 from streamopd.schemas import Weights
 from streamopd.sync.drill import drill
-from streamopd.sync.swap import swap_in
+from streamopd.sync.swap import Loader
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -28,7 +28,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def open_engine(folder: Path, engine: type[HFEngine] = HFEngine, dtype: str = "float32") -> HFEngine:
-    return engine(folder, stop_ids=[2], max_inflight=4, swap=swap_in, dtype=dtype)
+    return engine(folder, stop_ids=[2], max_inflight=4, loader=Loader(), dtype=dtype)
 
 
 def test_where_nothing_may_be_written_the_drill_is_among_temporary_files(folder: Path, tmp_path: Path) -> None:

@@ -21,12 +21,10 @@ from .conftest import Publish, Tied, same, tensors_of
 def test_a_swap_copies_into_the_storages_that_are_there(publish_n: Publish, weights_dir: Path) -> None:
     model = Tied(0)
     places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    times = swap_in(model, publish_n(3), weights_dir)
+    swap_in(model, publish_n(3), weights_dir)
     assert same(model, tensors_of(Tied(3)))
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == places
     assert model.head.weight is model.embed.weight
-    assert times.n == 3
-    assert times.total_s == times.verify_s + times.copy_s + times.served_s
 
 
 def test_both_names_of_a_tied_tensor_may_be_published(publish_n: Publish, weights_dir: Path) -> None:
