@@ -12,6 +12,7 @@ from streamopd.assets import resolve
 from streamopd.errors import SwapRefused
 from streamopd.generate.engine import Answer, Engine, Request
 from streamopd.generate.open import open_engine
+from streamopd.generate.rest import Rest
 from streamopd.grade.graders import choose
 from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
@@ -41,6 +42,7 @@ async def main(run: Run, worker: Worker) -> None:
             await desk.swap_to_newest()
             await desk.admit()
             await desk.hand_finished(await worker.compute(desk.decode_a_while))
+            await desk.rest_if_idle()
     except Ended:
         await desk.leave()
     finally:
@@ -53,7 +55,7 @@ def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     return dict(
         folder=base, stop_ids=tokenizer.stop_ids, loader=Loader(base),
         max_inflight=g.max_inflight, temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
-        kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction,
+        kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction, sleeps=g.sleep_after_s > 0,
     )
 
 
@@ -70,6 +72,7 @@ class Desk:
         self.next_try_s = 0.0
         self.swap_s: list[float] = []
         self.coming: asyncio.Task[None] | None = None  # reads and verifies a version while answers go on
+        self.rest = Rest(engine, run.config.generator.sleep_after_s)
 
     async def swap_to_newest(self, at_once: bool = False) -> None:
         """Serve the newest manifest, requests in flight going on; another boot voids them first. Else it may still be on its way."""
@@ -86,6 +89,7 @@ class Desk:
         try:
             if not await self._arrived(newest, at_once or not inflight or self.worker.inline):
                 return
+            await self._be_awake()
             swapped = await self.worker.compute(self.engine.swap_in, newest, self.run.weights_dir)
         except (SwapRefused, OSError) as error:
             await self._fall_behind(newest, error)
@@ -131,9 +135,22 @@ class Desk:
         await self.worker.release([lease for lease in leases if lease not in good])
         if len(good) < len(leases):
             await self.worker.news(f"weights >= {max(lease.entry.min_version for lease in leases)}", 0.2)
+        if good:
+            await self._be_awake()
         for lease in good:
             self.writing[lease.record.id] = (lease, [])
             self.engine.admit(self._requests(lease.record))
+
+    async def rest_if_idle(self) -> None:
+        """Give the GPU's memory to the others when nobody has asked for a while."""
+        if self.rest.due:
+            await self.worker.compute(self.rest.sleep)
+            await self.worker.emit("sleep", f"{self.worker.instance} sleeps: nobody asks, its GPU memory is free")
+
+    async def _be_awake(self) -> None:
+        if self.rest.asleep:
+            await self.worker.compute(self.rest.wake)
+            await self.worker.emit("wake", f"{self.worker.instance} is awake again")
 
     def decode_a_while(self) -> list[Answer]:
         """Token after token until new weights are out or BITE_S have passed: going to a thread and back for each costs more."""

@@ -67,6 +67,7 @@ class Generator(Section, frozen=True):
 
     engine: Literal["hf", "vllm", "scripted"] = "hf"
     memory_fraction: float = 0.5         # of a GPU, for vLLM's weights and cache
+    sleep_after_s: float = 0.0           # vLLM on a GPU: gives that memory back when nobody asked for so long; 0 = never
     replicas: int = 1
     max_inflight: int = 64               # rollouts decoded at once in one replica
     max_completion_length: int = 512     # tokens
@@ -248,6 +249,12 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (c.learn.groups_per_step >= 1, f"learn.groups_per_step is {c.learn.groups_per_step}; a step needs at least 1 group."),
         (c.learn.lr >= 0, f"learn.lr is {c.learn.lr}; it cannot be negative."),
         (0 < c.generator.top_p <= 1, f"generator.top_p is {c.generator.top_p}; it lies in (0, 1]."),
+        (0 < c.generator.memory_fraction <= 1, f"generator.memory_fraction is {c.generator.memory_fraction}; it lies in (0, 1]."),
+        (c.generator.sleep_after_s >= 0, f"generator.sleep_after_s is {c.generator.sleep_after_s}; it cannot be negative."),
+        (
+            not c.generator.sleep_after_s or c.generator.engine == "vllm",
+            f'generator.sleep_after_s is {c.generator.sleep_after_s}, but only generator.engine = "vllm" can sleep.',
+        ),
         (c.generator.temperature >= 0, f"generator.temperature is {c.generator.temperature}; it cannot be negative."),
         (c.generator.max_completion_length >= 1, "generator.max_completion_length must be at least 1."),
         (0 <= c.learn.hold_fraction <= 1, f"learn.hold_fraction is {c.learn.hold_fraction}; it lies in [0, 1]."),

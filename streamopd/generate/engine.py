@@ -98,6 +98,12 @@ class Engine(Protocol):
     def abort(self) -> list[Request]:
         """Drop everything in flight, and say what it was."""
 
+    def sleep(self) -> None:
+        """Give the device's memory back, with nothing in flight; an engine that has none to give does nothing."""
+
+    def wake(self) -> None:
+        """Take it again, before anything else is asked."""
+
 
 def error_answer(request: Request, error: str, temperature: float, top_p: float, **partial: Any) -> Answer:
     """An answer that failed, with what had been written until then; it is counted and never trained."""

@@ -129,6 +129,12 @@ class HFEngine:
         self._empty()
         return dropped
 
+    def sleep(self) -> None:
+        """Nothing is given back."""
+
+    def wake(self) -> None:
+        """Nothing was given back."""
+
     def _empty(self) -> None:
         self._ledger = Ledger(self._slots, self._k, self._pad_id)
         self._decoder = Decoder(self.model, self._slots, self._pad_id)

@@ -103,6 +103,12 @@ class ScriptedEngine:
         self._rows, self._refused = [], []
         return dropped
 
+    def sleep(self) -> None:
+        """Nothing is given back."""
+
+    def wake(self) -> None:
+        """Nothing was given back."""
+
     def _script(self, request: Request) -> _Row:
         ids = (uniforms(request.seed, request.max_new) * self._vocab).astype(np.int32)
         stops = np.flatnonzero(np.isin(ids, self._stop_ids))

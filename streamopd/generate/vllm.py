@@ -31,6 +31,7 @@ for _name, _value in (("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_CPU_OMP_TH
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 
@@ -45,6 +46,7 @@ class VllmEngine:
     def __init__(
         self, *, folder: Path, stop_ids: Sequence[int], loader: Loader, max_inflight: int, temperature: float = 1.0,
         top_p: float = 1.0, student_k: int = 0, kv: str = "keep", dtype: str = "float32", memory_fraction: float = 0.5,
+        sleeps: bool = False,
     ) -> None:
         if kv != "keep":
             raise ConfigError(f'generator.kv is {kv!r}; vLLM keeps keys and values across a swap. Set it to "keep", or use engine "hf".')
@@ -53,13 +55,18 @@ class VllmEngine:
                 f"The method wants the student's own top ids at temperature 1; vLLM tells them at generator.temperature = {temperature} "
                 f"and top_p = {top_p}. Set both to 1, or use engine \"hf\"."
             )
+        if sleeps and not current_platform.is_sleep_mode_available():
+            raise ConfigError(
+                f"generator.sleep_after_s wants an engine that can sleep; vLLM cannot on this {current_platform.device_type}. Set it to 0."
+            )
         self.version = -1
         self._slots, self._k = max_inflight, student_k
         self._temperature, self._top_p, self._stop_ids = temperature, top_p, sorted(stop_ids)
         self._engine = LLMEngine.from_engine_args(EngineArgs(
             model=str(folder), dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=False, enforce_eager=True,
             max_num_seqs=max_inflight, logprobs_mode="processed_logprobs", max_logprobs=max(student_k, 1), seed=0,
-            async_scheduling=False, gpu_memory_utilization=memory_fraction, worker_extension_cls=f"{__name__}.WeightTaker",
+            async_scheduling=False, gpu_memory_utilization=memory_fraction, enable_sleep_mode=sleeps,
+            worker_extension_cls=f"{__name__}.WeightTaker",
         ))
         self._coming = Coming(loader, self._engine.model_config.dtype)
         self._longest = int(self._engine.model_config.max_model_len)
@@ -121,6 +128,14 @@ class VllmEngine:
         self._engine.abort_request(list(self._requests))
         self._requests, self._refused = {}, []
         return dropped
+
+    def sleep(self) -> None:
+        """Weights to the host's memory, caches dropped."""
+        assert not self._requests, "requests in flight would lose their caches"
+        self._engine.sleep(level=1)
+
+    def wake(self) -> None:
+        self._engine.wake_up()
 
     # ---------------------------------------------------------------- one request
     def _sampling(self, request: Request) -> Any:

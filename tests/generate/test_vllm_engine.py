@@ -203,7 +203,8 @@ def test_a_tied_head_that_is_not_repaired_is_refused_with_both_numbers(
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
-    [({"kv": "recompute"}, "vLLM keeps keys and values"), ({"student_k": 4, "temperature": 0.7}, "at temperature 1; vLLM tells them at")],
+    [({"kv": "recompute"}, "vLLM keeps keys and values"), ({"student_k": 4, "temperature": 0.7}, "at temperature 1; vLLM tells them at"),
+     ({"sleeps": True}, "vLLM cannot on this cpu")],
 )
 def test_what_vllm_cannot_do_is_refused_before_it_is_opened(folder: Path, values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):

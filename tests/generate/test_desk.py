@@ -1,0 +1,136 @@
+"""The generator's desk between the stream and an engine: weights arrive beside answers, and an idle engine sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamopd import config as configs
+from streamopd.assets import resolve
+from streamopd.errors import SwapRefused
+from streamopd.generate.engine import Request, Swapped
+from streamopd.generate.rest import Rest
+from streamopd.generate.scripted import ScriptedEngine
+from streamopd.grade.pool import GradingPool
+from streamopd.prompts.tokenizer import Tokenizer
+from streamopd.schemas import Weights
+from streamopd.services.generator import Desk
+from streamopd.stream.memory import MemoryBroker, MemoryStore
+from streamopd.worker import Run, Worker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+
+
+class Engine(ScriptedEngine):
+    """It says what was done to it; preparing takes as long as `gate` is shut."""
+
+    def __init__(self) -> None:
+        super().__init__(folder=resolve("asset:quickstart-student"), stop_ids=(), max_inflight=8, token_s=0.005)
+        self.gate, self.done, self.asleep = threading.Event(), list[str](), False
+        self.refuses = ""
+
+    def prepare(self, manifest: Weights, weights_dir: Path) -> None:
+        self.gate.wait(10)
+        self.done.append(f"prepare {manifest.n}")
+        if self.refuses:
+            raise SwapRefused(self.refuses)
+
+    def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
+        assert not self.asleep
+        self.done.append(f"swap {manifest.n}")
+        return super().swap_in(manifest, weights_dir)
+
+    def sleep(self) -> None:
+        assert not self.inflight
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, engine: Engine) -> Desk:
+    config, _ = configs.load("quickstart")
+    run = Run.create(tmp_path, config)
+    worker = Worker(run, "generator", "generator-0", MemoryBroker(run.limits, MemoryStore()))
+    tokenizer = Tokenizer.open(resolve(config.student.model))
+    desk = Desk(run, worker, engine, tokenizer, GradingPool("none", 1.0, workers=0))
+    await put(desk, 0)
+    engine.gate.set()
+    await desk.swap_to_newest()
+    assert engine.done == ["swap 0"]
+    return desk
+
+
+async def put(desk: Desk, n: int) -> None:
+    desk.worker.weights, desk.worker.boot = Weights(run="r", boot="b", n=n, folder=f"w{n}"), "b"
+
+
+def write_something(engine: Engine) -> None:
+    engine.admit([Request(id="a.0", prompt_ids=np.array([1], np.int32), seed=(0,), max_new=10_000)])
+    engine.step()
+
+
+async def test_answers_go_on_while_weights_arrive(desk: Desk, engine: Engine) -> None:
+    write_something(engine)
+    engine.gate.clear()
+    await put(desk, 1)
+    await desk.swap_to_newest()
+    desk.decode_a_while()
+    assert engine.version == 0, "they are not here yet"
+    assert not desk._swap_is_due()
+    engine.gate.set()
+    while not desk._swap_is_due():
+        await asyncio.sleep(0.01)
+    await desk.swap_to_newest()
+    assert engine.done == ["swap 0", "prepare 1", "swap 1"]
+    assert desk.served == ("b", 1)
+
+
+async def test_with_nothing_in_flight_nobody_waits_beside(desk: Desk, engine: Engine) -> None:
+    await put(desk, 1)
+    await desk.swap_to_newest()
+    assert engine.done == ["swap 0", "swap 1"]
+
+
+async def test_who_must_have_them_waits_for_what_is_on_its_way(desk: Desk, engine: Engine) -> None:
+    write_something(engine)
+    engine.gate.clear()
+    await put(desk, 1)
+    await desk.swap_to_newest()
+    engine.gate.set()
+    await desk.swap_to_newest(at_once=True)
+    assert engine.done == ["swap 0", "prepare 1", "swap 1"]
+
+
+async def test_weights_that_are_refused_on_their_way_leave_the_old_ones(desk: Desk, engine: Engine) -> None:
+    write_something(engine)
+    engine.refuses = "the manifest says A, the file has B"
+    await put(desk, 1)
+    while not desk.worker.behind:
+        await desk.swap_to_newest()
+        await asyncio.sleep(0.01)
+    assert "the file has B" in desk.worker.behind
+    assert (engine.version, desk.served) == (0, ("b", 0))
+
+
+async def test_an_engine_that_sleeps_is_woken_for_new_weights(desk: Desk, engine: Engine) -> None:
+    desk.rest = Rest(engine, 1e-6)
+    await desk.rest_if_idle()
+    await asyncio.sleep(0.001)
+    await desk.rest_if_idle()
+    assert engine.asleep
+    await put(desk, 1)
+    await desk.swap_to_newest()
+    assert not engine.asleep
+    kinds = [event.kind for _, event in await desk.worker.broker.events()]
+    assert kinds[-2:] == ["sleep", "wake"]
