@@ -71,7 +71,7 @@ class Desk:
         self.refused_s = 0.0                      # since when
         self.next_try_s = 0.0
         self.swap_s: list[float] = []
-        self.coming: asyncio.Task[None] | None = None  # reads and verifies a version while answers go on
+        self.coming: tuple[Weights, asyncio.Task[None]] | None = None  # read and verified while answers go on
         self.rest = Rest(engine, run.config.generator.sleep_after_s)
 
     async def swap_to_newest(self, at_once: bool = False) -> None:
@@ -85,37 +85,33 @@ class Desk:
             self.written.clear()
         elif newest.n < self.served[1]:
             return
-        inflight = self.engine.inflight
+        inflight, wanted = self.engine.inflight, newest
         try:
-            if not await self._arrived(newest, at_once or not inflight or self.worker.inline):
-                return
+            if at_once or not inflight or self.worker.inline:
+                await self._let_arrive()
+            else:
+                wanted, arriving = self.coming = self.coming or self._send_for(newest)
+                if not arriving.done():
+                    return
+                self.coming = None
+                await arriving
             await self._be_awake()
-            swapped = await self.worker.compute(self.engine.swap_in, newest, self.run.weights_dir)
+            swapped = await self.worker.compute(self.engine.swap_in, wanted, self.run.weights_dir)
         except (SwapRefused, OSError) as error:
-            await self._fall_behind(newest, error)
+            await self._fall_behind(wanted, error)
             return
         if self.served[1] < 0:
-            await self.worker.emit("serve", f"{self.worker.instance} serves weights {newest.n}, verified", n=newest.n)
-        self._note_swap(newest, swapped.pause_s, inflight)
+            await self.worker.emit("serve", f"{self.worker.instance} serves weights {wanted.n}, verified", n=wanted.n)
+        self._note_swap(wanted, swapped.pause_s, inflight)
 
-    async def _arrived(self, newest: Weights, at_once: bool) -> bool:
-        """Whether weights may be swapped in now: read and verified, or nobody would write meanwhile."""
-        if at_once:
-            await self._let_arrive()
-            return True
-        if self.coming is None:
-            self.coming = asyncio.create_task(self.worker.compute(self.engine.prepare, newest, self.run.weights_dir))
-        if not self.coming.done():
-            return False
-        arrived, self.coming = self.coming, None
-        await arrived
-        return True
+    def _send_for(self, weights: Weights) -> tuple[Weights, asyncio.Task[None]]:
+        return weights, asyncio.create_task(self.worker.compute(self.engine.prepare, weights, self.run.weights_dir))
 
     async def _let_arrive(self) -> None:
         """Wait for what is on its way; what is wrong with it is seen when it is swapped in."""
         if self.coming is not None:
             with contextlib.suppress(SwapRefused, OSError):
-                await self.coming
+                await self.coming[1]
             self.coming = None
 
     async def admit(self) -> None:
@@ -162,7 +158,7 @@ class Desk:
         return answers
 
     def _swap_is_due(self) -> bool:
-        return self._newer_weights() and (self.coming is None or self.coming.done())
+        return self._newer_weights() and (self.coming is None or self.coming[1].done())
 
     def _newer_weights(self) -> bool:
         newest = self.worker.weights
