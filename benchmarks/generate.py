@@ -1,9 +1,9 @@
 """Tokens a second of our engines, with the log-probs that distillation needs, against the libraries' own `generate`.
 
-    python -m benchmarks.generate --engine hf [--models 0.6M 135M] [--prompts 64] [--tokens 64] [--times 3]
+    python -m benchmarks.generate --engine hf [--models 0.6M 135M] [--prompts 32] [--tokens 32] [--times 3]
     .venv-vllm/bin/python -m benchmarks.generate --engine vllm
 
-One row a model: the same prompts, as many tokens each and no stop, at temperature 1, one after another in one process:
+One row a model: the same prompts, as many tokens each and no stop, at temperature 1, in turn in one process:
 `plain` (transformers' or vLLM's generate, text-free, no log-probs), `ours` without the student's top ids and `ours k=16`.
 `payload`: bytes of arrays a token that an answer carries, ids included. The best of `times` rounds of each.
 """
@@ -11,10 +11,12 @@ One row a model: the same prompts, as many tokens each and no stop, at temperatu
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,41 +82,57 @@ def plain_vllm(folder: Path, asked: list[np.ndarray], tokens: int) -> Callable[[
     return work
 
 
-def best(rounds: int, work: Callable[[int], object]) -> float:
-    """Seconds of the fastest round, after one that warms up."""
-    found = []
+def best(rounds: int, works: dict[str, Callable[[int], object]]) -> dict[str, float]:
+    """Seconds of the fastest round of each, one after another in every round, after one that warms up."""
+    found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
-        started = time.perf_counter()
-        work(number)
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
+        for name, work in works.items():
+            started = time.perf_counter()
+            work(number)
+            found[name].append(time.perf_counter() - started)
+    return {name: min(times[1:]) for name, times in found.items()}
 
 
 def measure(name: str, kind: str, count: int, tokens: int, times: int, scratch: Path) -> dict[str, Any]:
-    """One row. Engines are opened one after another, and each is gone before the next."""
+    """One row. Transformers' three take turns; vLLM has one engine in a process at a time, so there each is gone before the next."""
     folder, vocab = random_model(name, scratch / "model"), SHAPES[name]["vocab_size"]
     asked, total = prompts(count, vocab), count * tokens
-    plain = (plain_hf if kind == "hf" else plain_vllm)(folder, asked, tokens)
-    row: dict[str, Any] = {"model": name, "engine": kind, "plain": round(total / best(times, plain), 1)}
-    del plain
-    for title, k in (("ours", 0), (f"ours k={TOP}", TOP)):
+    payloads: dict[str, float] = {}
+
+    def open_ours(title: str, k: int) -> Callable[[int], object]:
         engine = open_engine(
-            kind, folder=folder, stop_ids=(), loader=Loader(folder),
-            max_inflight=count, student_k=k, memory_fraction=0.3,
+            kind, folder=folder, stop_ids=(), loader=Loader(folder), max_inflight=count, student_k=k, memory_fraction=0.3
         )
-        row[title] = round(total / best(times, lambda n, e=engine: ours(e, asked, tokens, str(n))), 1)  # type: ignore[misc]
-        row[f"{title}, payload"] = round(sum(len(encode(a.rollout())) for a in ours(engine, asked, tokens, "p")) / total, 1)
-        row[f"{title} / plain"] = round(row[title] / row["plain"], 3)
-        del engine
+        payloads[title] = sum(len(encode(a.rollout())) for a in ours(engine, asked, tokens, "p")) / total
+        return partial(_write, engine, asked, tokens)
+
+    openers = {
+        "plain": partial(plain_hf if kind == "hf" else plain_vllm, folder, asked, tokens),
+        "ours": partial(open_ours, "ours", 0), f"ours k={TOP}": partial(open_ours, f"ours k={TOP}", TOP),
+    }
+    if kind == "hf":
+        seconds = best(times, {title: opener() for title, opener in openers.items()})
+    else:
+        seconds = {}
+        for title, opener in openers.items():
+            seconds |= best(times, {title: opener()})
+            gc.collect()
+    row: dict[str, Any] = {"model": name, "engine": kind} | {title: round(total / s, 1) for title, s in seconds.items()}
+    for title, payload in payloads.items():
+        row |= {f"{title} / plain": round(row[title] / row["plain"], 3), f"{title}, payload": round(payload, 1)}
     return row
+
+
+def _write(engine: Engine, asked: list[np.ndarray], tokens: int, number: int) -> None:
+    ours(engine, asked, tokens, str(number))
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--engine", choices=["hf", "vllm"], default="hf")
     arguments.add_argument("--models", nargs="+", choices=list(SHAPES), default=["0.6M", "135M"])
-    arguments.add_argument("--prompts", type=int, default=64)
-    arguments.add_argument("--tokens", type=int, default=64)
+    arguments.add_argument("--prompts", type=int, default=32)
+    arguments.add_argument("--tokens", type=int, default=32)
     arguments.add_argument("--times", type=int, default=3)
     arguments.add_argument("--out", type=Path)
     asked = arguments.parse_args()

@@ -24,7 +24,9 @@ SHAPES: dict[str, dict[str, int]] = {
 def random_model(name: str, folder: Path, dtype: str = "float32") -> Path:
     """A tied Llama of that shape in `folder`; the tokenizer of the quickstart lies beside it, for servers that want one."""
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[name], max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.02)
+    config = LlamaConfig(
+        **SHAPES[name], max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.02, eos_token_id=None
+    )
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(resolve("asset:quickstart-student") / file, folder / file)
