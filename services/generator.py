@@ -47,6 +47,7 @@ async def main(run: Run, worker: Worker) -> None:
         await desk.leave()
     finally:
         graders.close()
+        desk.give_up()
 
 
 def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
@@ -183,9 +184,14 @@ class Desk:
 
     async def leave(self) -> None:
         """What is unfinished goes back to the stream."""
-        await self._let_arrive()
         self.engine.abort()
         await self.worker.release([lease for lease, _ in (*self.writing.values(), *self.written)])
+        await self._let_arrive()
+
+    def give_up(self) -> None:
+        """Whatever ended the service has been told; what was on its way is no news any more."""
+        if self.coming is not None:
+            self.coming[1].cancel()
 
     def _requests(self, prompt: Prompt) -> list[Request]:
         ids = prompt.prompt_ids.numpy()

@@ -15,7 +15,7 @@ from streamopd.prompts.dataset import open_dataset
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Batch, StepDone, Weights, decode
 from streamopd.stream import BatchEntry, Counters
-from streamopd.sync.adapter import Form
+from streamopd.sync.adapter import Form, require_servable
 from streamopd.sync.publish import publish
 from streamopd.watch.journal import Journal, SampleLog, rewind
 from streamopd.worker import Ended, Run, Worker
@@ -31,6 +31,8 @@ async def main(run: Run, worker: Worker) -> None:
 
     source, lora = resolve(config.student.model), config.learn.lora
     form = Form(base=source, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules) if lora.rank else None
+    if form:
+        await worker.compute(require_servable, trainer.published(), source)
 
     async def publish_weights(boot: str, n: int) -> Weights:
         return await worker.compute(

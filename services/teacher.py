@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from streamopd.assets import resolve
 from streamopd.config import Config
@@ -13,7 +13,7 @@ from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRe
 from streamopd.prompts.open import open_questions
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evidence, Group, Scored
-from streamopd.score.budget import Budget
+from streamopd.score.budget import Budget, tokens_of
 from streamopd.score.check import check_evidence
 from streamopd.score.http import HttpTeacher, open_http_teacher
 from streamopd.score.probe import Student, probe, student_of
@@ -21,6 +21,7 @@ from streamopd.slots import EvidenceRequest, Method
 from streamopd.topology import Stage
 from streamopd.worker import Ended, Lease, Run, Worker
 
+T = TypeVar("T")
 Views = list[list[Evidence]]
 AWAY_S = 2.0  # between two tries with a teacher that is away
 UNUSABLE = 8  # answers in a row that cannot be used: it is not the items
@@ -38,8 +39,10 @@ class Teacher(Protocol):
 async def main(run: Run, worker: Worker) -> None:
     """Score groups with the teacher that each prompt names."""
     try:
-        teachers = await open_teachers(run, worker)
-        desk = Desk(run, worker, teachers)
+        limits = {name: named.token_limit for name, named in run.config.teachers.items() if named.token_limit}
+        budgets = {name: Budget(name, limit, worker.broker) for name, limit in limits.items()}
+        teachers = await open_teachers(run, worker, budgets)
+        desk = Desk(run, worker, teachers, budgets)
         while True:
             leases = await worker.take(Stage.GENERATED, run.config.teacher.max_groups)
             for teacher_id in sorted({lease.record.prompt.teacher_id for lease in leases}):
@@ -49,7 +52,7 @@ async def main(run: Run, worker: Worker) -> None:
 
 
 # ---------------------------------------------------------------- before the first group
-async def open_teachers(run: Run, worker: Worker) -> dict[str, Teacher]:
+async def open_teachers(run: Run, worker: Worker, budgets: Mapping[str, Budget]) -> dict[str, Teacher]:
     """Those of this process loaded, those outside probed; TeacherError with the sentence when one will not do."""
     config, tokenizer = run.config, Tokenizer.open(resolve(run.config.student.model))
 
@@ -68,11 +71,27 @@ async def open_teachers(run: Run, worker: Worker) -> dict[str, Teacher]:
         teachers |= local
     for teacher_id, named in config.teachers.items():
         if named.urls:
-            outside = open_http_teacher(teacher_id, named, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+            outside = open_http_teacher(teacher_id, named, tokenizer, config.teacher.token_budget)
             outside.moved = heed
-            await meet(run, worker, outside, await worker.compute(probed_student, config, run.method, teacher_id))
+            student = await worker.compute(probed_student, config, run.method, teacher_id)
+            await within(budgets.get(teacher_id), 1, outside, meet(run, worker, outside, student))
             teachers[teacher_id] = outside
     return teachers
+
+
+async def within(budget: Budget | None, tokens: int, teacher: HttpTeacher, ask: Coroutine[Any, Any, T]) -> T:
+    """Ask within a budget, where there is one: `tokens` are reserved, and what was really asked is counted whatever came of it."""
+    if budget is None:
+        return await ask
+    try:
+        await budget.require(tokens)
+    except TeacherError:
+        ask.close()
+        raise
+    try:
+        return await ask
+    finally:
+        await budget.settle(tokens, teacher.asked_tokens)
 
 
 async def meet(run: Run, worker: Worker, teacher: HttpTeacher, student: Student) -> None:
@@ -104,11 +123,10 @@ def probed_student(config: Config, method: Method, teacher_id: str) -> Student:
 class Desk:
     """Groups on their way through the teachers, and what becomes of those that cannot be scored."""
 
-    def __init__(self, run: Run, worker: Worker, teachers: dict[str, Teacher]) -> None:
+    def __init__(self, run: Run, worker: Worker, teachers: dict[str, Teacher], budgets: Mapping[str, Budget]) -> None:
         self.run, self.worker, self.teachers = run, worker, teachers
         self.unusable = 0  # answers in a row
-        limits = {name: named.token_limit for name, named in run.config.teachers.items() if named.token_limit}
-        self.budgets = {name: Budget(name, limit, worker.broker) for name, limit in limits.items() if name in teachers}
+        self.budgets = budgets
 
     async def score(self, teacher_id: str, leases: list[Lease[Group]]) -> bool:
         """Hand on what can be used; False when the teacher is away and all went back. An item is at fault only when asked about alone."""
@@ -130,14 +148,11 @@ class Desk:
 
     async def _asked(self, teacher_id: str, groups: Sequence[Group]) -> list[Views]:
         """What the teacher thinks, within its budget."""
-        teacher, budget = self.teachers[teacher_id], self.budgets.get(teacher_id)
-        if budget is None or not isinstance(teacher, HttpTeacher):
-            return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
-        await budget.require(groups, teacher.asked_tokens)
-        try:
-            return await self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
-        finally:
-            await budget.count(teacher.asked_tokens)
+        teacher = self.teachers[teacher_id]
+        ask = self.worker.compute(checked_views, teacher, groups, self.run.method.evidence)
+        if not isinstance(teacher, HttpTeacher):
+            return await ask
+        return await within(self.budgets.get(teacher_id), tokens_of(groups), teacher, ask)
 
     async def _one_by_one(self, teacher_id: str, leases: list[Lease[Group]], error: GarbageRecord) -> bool:
         if len(leases) > 1:

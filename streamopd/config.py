@@ -291,6 +291,12 @@ def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
         ),
         (bool(teacher.urls) or not teacher.key_env, f"{name}.key_env is set, but there is no url to send the key to."),
         (bool(teacher.urls) or teacher.api == "streamopd", f'{name}.api is "{teacher.api}", but there is no url of such a server.'),
+        (bool(teacher.urls) or not teacher.token_limit, f"{name}.token_limit is set, but there is no url that costs."),
+        (bool(teacher.urls) or not teacher.served_name, f"{name}.served_name is set, but there is no url of a server that has it."),
+        (
+            not any(url.rstrip("/").endswith("/v1") for url in teacher.urls),
+            f"{name}.url is {teacher.url!r}; leave /v1 out, it is added where the API has it.",
+        ),
         (teacher.token_limit >= 0, f"{name}.token_limit is {teacher.token_limit}; it counts tokens, 0 is no limit."),
         (teacher.timeout_s > 0, f"{name}.timeout_s is {teacher.timeout_s}; it must be more than 0."),
     ]

@@ -77,6 +77,7 @@ class EvidenceRequest(Struct, frozen=True):
     student_ids: bool         # log-probs on the student's own top-k ids
     sampled: bool
     stop: bool
+    tail: bool = True         # what the support leaves out is one cell, so that fewer ids only loosen a bound
 
 
 class Method(Struct, frozen=True, kw_only=True):
@@ -108,5 +109,6 @@ class Method(Struct, frozen=True, kw_only=True):
             return EvidenceRequest(full=True, teacher_k=0, student_ids=False, sampled=True, stop=False)
         union = self.support
         return EvidenceRequest(
-            full=False, teacher_k=union.teacher_k, student_ids=union.student_k > 0, sampled=union.sampled, stop=union.stop
+            full=False, teacher_k=union.teacher_k, student_ids=union.student_k > 0, sampled=union.sampled, stop=union.stop,
+            tail=union.remainder == "tail",
         )

@@ -52,7 +52,7 @@ def probe_teachers(recipe: str, overrides: Sequence[str]) -> None:
         if not named.urls:
             print(f"{teacher_id}: {named.model}, loaded by the run itself")
             continue
-        outside = open_http_teacher(teacher_id, named, tokenizer.stop_ids, config.teacher.token_budget, tokenizer.digest)
+        outside = open_http_teacher(teacher_id, named, tokenizer, config.teacher.token_budget)
         tell = partial(print, f"{teacher_id}:", flush=True)
         probe(outside, probed_student(config, method, teacher_id), method.evidence, tell)
 

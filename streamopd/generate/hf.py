@@ -102,8 +102,8 @@ class HFEngine:
 
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
         assert self._coming is not None, "this engine was opened without a way to swap"
+        started = time.perf_counter()
         with self._coming.take(manifest, weights_dir) as fresh:
-            started = time.perf_counter()
             self._coming.loader.load(self.model, manifest, fresh)
         loaded = time.perf_counter()
         self.version = manifest.n

@@ -103,8 +103,8 @@ class VllmEngine:
         self._coming.prepare(manifest, weights_dir)
 
     def swap_in(self, manifest: Weights, weights_dir: Path) -> Swapped:
+        started = time.perf_counter()
         with self._coming.take(manifest, weights_dir) as fresh:
-            started = time.perf_counter()
             wrong = self._engine.collective_rpc("take_weights", args=(fresh,))
         for told in filter(None, wrong):  # the old ones are gone: nothing may be written with what is there
             raise TornWeights(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told} Restart this replica.")

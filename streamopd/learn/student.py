@@ -191,11 +191,23 @@ def _with_adapters(model: Any, adapter: Adapter) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for checkpointing by its old name
-            return get_peft_model(model, settings)
+            wrapped = get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(
             f"learn.lora.target_modules = {list(adapter.target_modules)} does not fit this model: {error}"
         ) from error
+    _refuse_what_cannot_travel(wrapped)
+    return wrapped
+
+
+def _refuse_what_cannot_travel(wrapped: nn.Module) -> None:
+    """Adapters are added to weights [out, in] of plain matrices where they are served."""
+    for name, module in wrapped.named_modules():
+        if getattr(module, "lora_embedding_A", None) or getattr(module, "fan_in_fan_out", None):
+            raise UserError(
+                f"learn.lora.target_modules names {name.removeprefix('base_model.model.')}, which is no plain matrix (an embedding, or a "
+                "transposed layer). Leave it out, or train without adapters."
+            )
 
 
 def _adapter_deltas(model: nn.Module) -> dict[str, Tensor]:

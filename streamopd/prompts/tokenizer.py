@@ -96,6 +96,11 @@ class Tokenizer:
         """Ids that have a token. A model's head may be wider (padded)."""
         return int(self._core.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def ids(self) -> int:
+        """One more than the highest id that has a token."""
+        return 1 + max(self._core.get_vocab(with_added_tokens=True).values())
+
     @cached_property
     def digest(self) -> str:
         """Of the id -> token table: equal digests mean that ids can travel between two models."""

@@ -58,9 +58,10 @@ def possible_of(request: EvidenceRequest, info: TeacherInfo) -> EvidenceRequest:
     """
     if not info.scores_ids:
         request = replace(request, student_ids=False, stop=False)
-    if info.max_topk < 0 and request.teacher_k:
-        request = replace(request, teacher_k=0, sampled=True)
-    return request
+    if info.max_topk < 0:
+        request = replace(request, teacher_k=0)
+    alone = not (request.full or request.teacher_k or request.student_ids)
+    return replace(request, sampled=request.sampled or alone)
 
 
 def to_evidence(

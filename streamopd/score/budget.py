@@ -10,25 +10,31 @@ from streamopd.stream import Broker
 
 
 class Budget:
-    """`limit` tokens of one teacher. Retries count as they are made; the broker keeps the sum."""
+    """`limit` tokens of one teacher. The broker keeps the sum, so it holds for one life of the broker's data."""
 
     def __init__(self, teacher_id: str, limit: int, broker: Broker) -> None:
         self.teacher_id, self.limit, self._broker = teacher_id, limit, broker
         self._counted = 0  # of this process, told to the broker
 
-    async def require(self, groups: Sequence[Group], asked_tokens: int) -> None:
-        """TeacherError when these groups are more than is left; they stay where they are. `asked_tokens`: as in `count`."""
-        asked, spent = sum(map(_tokens, groups)), await self.count(asked_tokens)
-        if spent + asked > self.limit:
+    async def require(self, tokens: int = 1) -> None:
+        """Reserve them; TeacherError, and nothing is reserved, when they are more than is left."""
+        spent = await self._broker.spend(self.teacher_id, tokens) - tokens
+        if spent + tokens > self.limit:
+            await self._broker.spend(self.teacher_id, -tokens)
             raise TeacherError(
-                f"The budget of teacher {self.teacher_id!r} is spent: it was asked about {spent:,} tokens, the next {asked:,} are more "
+                f"The budget of teacher {self.teacher_id!r} is spent: it was asked about {spent:,} tokens, the next {tokens:,} are more "
                 f"than teachers.{self.teacher_id}.token_limit = {self.limit:,}. Raise it and run again: the run goes on where it is."
             )
 
-    async def count(self, asked_tokens: int) -> int:
-        """`asked_tokens` since the teacher was opened, here; all that were spent, everywhere."""
+    async def settle(self, reserved: int, asked_tokens: int) -> None:
+        """What was reserved becomes what was asked, retries included; `asked_tokens` since the teacher was opened."""
         news, self._counted = asked_tokens - self._counted, asked_tokens
-        return await self._broker.spend(self.teacher_id, news)
+        await self._broker.spend(self.teacher_id, news - reserved)
+
+
+def tokens_of(groups: Sequence[Group]) -> int:
+    """Of contexts and answers, once each."""
+    return sum(map(_tokens, groups))
 
 
 def _tokens(group: Group) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import wait
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import stamina
@@ -44,19 +44,32 @@ class Mark(NamedTuple):
     allowed_nats: float
 
 
+class Vocabularied(Protocol):
+    """What must be known of the student's tokenizer."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def ids(self) -> int: ...
+
+
 class HttpTeacher:
     """Replicas of one teacher. A call of `score` ends when for `limit_s` no batch of it was answered, however many there are."""
 
     def __init__(
         self, teacher_id: str, urls: Sequence[str], stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = "",
-        key: str = "", timeout_s: float = 60.0, limit_s: float = LIMIT_S, api: str = "streamopd", model: str = "",
+        key: str = "", timeout_s: float = 60.0, limit_s: float = LIMIT_S, api: str = "streamopd", model: str = "", ids: int = 0,
     ) -> None:
         self.teacher_id, self.stop_ids, self.token_budget = teacher_id, tuple(stop_ids), token_budget
         self.tokenizer_digest, self.timeout_s, self.limit_s = tokenizer_digest, timeout_s, limit_s
         self.info: TeacherInfo | None = None   # as it was met first; a replica that says another thing is not asked
         self.mark: Mark | None = None
         self.moved: Callable[[], None] = lambda: None  # called while it is waited for; may raise, to leave
-        self.replicas = [Replica(teacher_id, url, key, timeout_s, open_api(api, model)) for url in urls]
+        self.replicas = [Replica(teacher_id, url, key, timeout_s, open_api(api, model, ids)) for url in urls]
         self.api, self.spells = api, open_api(api, model).spells
         self._slots = asyncio.Semaphore(IN_FLIGHT * len(self.replicas))
 
@@ -230,13 +243,13 @@ class HttpTeacher:
 
 
 def open_http_teacher(
-    teacher_id: str, teacher: Teacher, stop_ids: Sequence[int], token_budget: int, tokenizer_digest: str = ""
+    teacher_id: str, teacher: Teacher, tokenizer: Vocabularied, token_budget: int
 ) -> HttpTeacher:
     """As the run file names it; nobody is asked yet. ConfigError when its key is not in the environment."""
     key, limit_s = _key(teacher_id, teacher.key_env), max(LIMIT_S, 2 * teacher.timeout_s)
     return HttpTeacher(
-        teacher_id, teacher.urls, stop_ids, token_budget, tokenizer_digest, key, teacher.timeout_s, limit_s, teacher.api,
-        teacher.served_name,
+        teacher_id, teacher.urls, tokenizer.stop_ids, token_budget, tokenizer.digest, key, teacher.timeout_s, limit_s, teacher.api,
+        teacher.served_name, tokenizer.ids,
     )
 
 

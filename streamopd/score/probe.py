@@ -42,7 +42,7 @@ class Student(Struct, frozen=True):
     """What the run will ask: whose ids, how long, and which questions."""
 
     tokens: Mapping[int, str]
-    texts: Mapping[int, str]              # what each id decodes to alone
+    folder: Path
     vocab_size: int                       # of its head
     stop_ids: tuple[int, ...]
     student_k: int                        # of its own top ids that come with each token
@@ -56,7 +56,7 @@ def student_of(
     """The student in an HF folder, as a probe must know it."""
     table = tokens(folder)
     return Student(
-        tokens=table, texts=texts(folder), vocab_size=vocab_size(folder) or max(table) + 1, stop_ids=tuple(stop_ids), student_k=student_k,
+        tokens=table, folder=folder, vocab_size=vocab_size(folder) or max(table) + 1, stop_ids=tuple(stop_ids), student_k=student_k,
         max_completion_length=max_completion_length, contexts=contexts,
     )
 
@@ -203,7 +203,7 @@ def shares_the_vocabulary(scene: Scene) -> str:
     """The two tables themselves, id by id; a head may be padded wider unless whole distributions are compared."""
     student, teacher, size = scene.student, scene.teacher, scene.teacher.vocab_size
     ids = sorted(student.tokens) if teacher.spells else _sample(student)
-    mine, told = student.tokens if teacher.spells else student.texts, dict(enumerate(teacher.vocabulary(ids).tokens))
+    mine, told = student.tokens if teacher.spells else texts(student.folder), dict(enumerate(teacher.vocabulary(ids).tokens))
     differing = [i for i in ids if not _same(mine[i], told.get(i), teacher.spells)]
     if differing:
         first = differing[0]
@@ -249,6 +249,11 @@ def gives_enough_ids(scene: Scene) -> str:
     told = f"own ids a token: {'any number' if not info.max_topk else f'up to {info.max_topk}' if info.max_topk > 0 else 'none'}"
     if not lost:
         return told
+    if not request.tail:
+        raise TeacherError(
+            f"{scene.name} cannot score {' and '.join(lost)}, and this method renormalises or drops what a support leaves out: over fewer "
+            'ids it would be another loss. Use a method with remainder = "tail", or a teacher that can.'
+        )
     kept = "its own top ids and the sampled token" if given.teacher_k else "the sampled token"
     return f"{told}; it cannot score {' and '.join(lost)}: the support is {kept}, the rest is one tail (a looser bound)"
 

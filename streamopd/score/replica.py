@@ -20,8 +20,10 @@ CONNECT_S = 5.0
 REST_S, LONGEST_REST_S = 0.25, 5.0  # after the first failure, and after many; told by the server: up to TOLD_REST_S
 TOLD_REST_S = 30.0
 ROOM_BYTES = 1 << 20                # of an answer that no number is asked for in
+MOST_BYTES = 512 << 20              # of any answer: it is held in memory whole
 MAX_SENTENCE = 300                  # characters of a stranger's words that are repeated
 FAULT_OF_ITEM = (400, 413, 422)
+CANNOT = (*FAULT_OF_ITEM, 404, 405, 501)
 FAULT_OF_CALLER = (401, 402, 403, 404, 405)
 
 
@@ -59,19 +61,27 @@ class Replica:
         """What it is and can do."""
         try:
             info = await self._api.meet(self)
-        except GarbageRecord as error:  # no item was asked about that could be at fault
+        except (ValueError, ArithmeticError) as error:  # GarbageRecord among them; no item was asked about that could be at fault
             raise self.away(str(error).removeprefix(f"{self.name} ")) from None
         return msgspec.structs.replace(info, model=_printable(info.model))
 
     async def vocabulary(self, ids: Sequence[int]) -> Vocabulary:
         """What it means by `ids`, at least."""
         self.asked_tokens += len(ids)
-        return await self._api.vocabulary(self, ids)
+        try:
+            return await self._api.vocabulary(self, ids)
+        except (ValueError, ArithmeticError) as error:  # numbers that fit nowhere; no item is at fault
+            raise self.away(str(error).removeprefix(f"{self.name} ")) from None
 
     async def score(self, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
         """One score an item. GarbageRecord: the answer is none, or the server will not have these items."""
         self.asked_tokens += sum(len(item.context_ids) + len(item.completion_ids) for item in items)
-        return await self._api.score(self, items, want, vocab_size)
+        try:
+            return await self._api.score(self, items, want, vocab_size)
+        except GarbageRecord:
+            raise
+        except (ValueError, ArithmeticError) as error:  # lengths that do not match, numbers that fit nowhere
+            raise self.garbage(f"gave what cannot be read: {error}") from None
 
     def is_well(self) -> None:
         """It gave what can be used: the next failure is a first one again."""
@@ -127,18 +137,20 @@ class Replica:
             raise (self.away(what) if message is None else self.garbage(what)) from None
         return found
 
-    async def takes(self, path: str, message: Any, cap: int = ROOM_BYTES) -> bool:
-        """Whether the server does what it is asked; how it refuses does not matter, but it must not be in trouble."""
+    async def attempt(self, path: str, message: Any, cap: int = ROOM_BYTES, no: Sequence[int] = CANNOT) -> bytes | None:
+        """The body of a good answer, or None when the server cannot do what it is asked; it must not be in trouble, or say no to us."""
         response, answer = await self._send("POST", path, msgspec.json.encode(message), cap)
-        if response.status_code in (401, 429) or (response.status_code >= 500 and response.status_code != 501):
-            raise self._refusal(response, answer, f"POST {path}")
-        return response.status_code == 200
+        if response.status_code == 200:
+            return answer
+        if response.status_code in no:
+            return None
+        raise self._refusal(response, answer, f"POST {path}")
 
     async def _send(self, method: str, path: str, body: bytes | None, cap: int, form: str = JSON) -> tuple[httpx.Response, bytes]:
         headers = {} if body is None else {"Content-Type": form}
         try:
             async with asyncio.timeout(self.timeout_s), self._connection().stream(method, path, content=body, headers=headers) as response:
-                return response, await self._within(response, cap)
+                return response, await self._within(response, min(cap, MOST_BYTES))
         except TimeoutError:
             raise self.away(f"did not answer {method} {path} within {self.timeout_s:g} s") from None
         except httpx.HTTPError as error:

@@ -96,6 +96,8 @@ def vllm(stranger: Stranger, scores_ids: bool = False) -> Starlette:
         if not scores_ids:
             raise Refused("Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.")
         sampling, ids = body["sampling_params"], body["token_ids"]
+        if stranger.says and len(ids) > 2:
+            return stranger.says
         rows, first = np.array(sampling["prompt_logprob_token_ids"]), sampling["prompt_logprob_start"]
         if len(rows) != len(ids) - 1 - first:
             raise Refused(f"prompt_logprob_token_ids has {len(rows)} rows, but the prompt has {len(ids) - 1 - first} scored rows")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +16,8 @@ from streamopd.assets.vocabulary import texts
 from streamopd.errors import GarbageRecord, TeacherError
 from streamopd.methods import load
 from streamopd.schemas import Array, Evidence, Group
+from streamopd.schemas.teaching import TeacherInfo
+from streamopd.score.answer import possible_of
 from streamopd.score.http import HttpTeacher
 from streamopd.score.local import LocalTeacher
 from streamopd.score.probe import probe
@@ -43,7 +47,7 @@ def echo_texts(stranger: Stranger) -> Starlette:
 
 
 def met(url: str, api: str) -> HttpTeacher:
-    teacher = HttpTeacher("default", [url], STOPS, 64, timeout_s=10.0, api=api)
+    teacher = HttpTeacher("default", [url], STOPS, 64, timeout_s=10.0, api=api, ids=19)
     teacher.meet()
     return teacher
 
@@ -83,10 +87,10 @@ def same_view(theirs: Evidence, ours: Evidence) -> None:
 
 
 # ---------------------------------------------------------------- the probe
-def found(url: str, api: str, method: str) -> str:
-    teacher, told = HttpTeacher("default", [url], STOPS, 512, timeout_s=10.0, api=api), []  # type: ignore[var-annotated]
+def found(url: str, api: str, method: str, evidence: EvidenceRequest | None = None) -> str:
+    teacher, told = HttpTeacher("default", [url], STOPS, 512, timeout_s=10.0, api=api, ids=19), []  # type: ignore[var-annotated]
     chosen = load(method)
-    probe(teacher, student(chosen), chosen.evidence, told.append, wait_s=0.0)
+    probe(teacher, student(chosen), evidence or chosen.evidence, told.append, wait_s=0.0)
     return "\n".join(told)
 
 
@@ -106,6 +110,62 @@ def test_what_a_method_loses_is_said_aloud(api: str, make: Make, method: str, wo
     assert words in told
     assert "19 of the student's 19 ids decode to the same there" in told
     assert "3 planted changes seen where they were planted" in told
+
+
+def test_a_method_that_renormalises_is_not_shrunk_in_silence() -> None:
+    """Over the sampled token alone its loss would be zero for ever."""
+    renormalised = replace(load("default").evidence, tail=False)
+    with served(vllm(Stranger())) as url, pytest.raises(TeacherError, match="over fewer ids it would be another loss"):
+        found(url, "vllm", "default", renormalised)
+
+
+def test_a_support_is_never_empty() -> None:
+    info = TeacherInfo(contract=1, model="", vocab_size=19, max_tokens=99, max_topk=-1, scores_ids=False)
+    asked = EvidenceRequest(full=False, teacher_k=0, student_ids=True, sampled=False, stop=True)
+    assert possible_of(asked, info) == replace(ALONE)
+
+
+def test_what_was_measured_once_is_not_measured_again(groups: list[Group]) -> None:  # noqa: F811
+    stranger = Stranger(cap=7)
+    with served(vllm(stranger)) as url:
+        teacher = met(url, "vllm")
+        before = stranger.asked
+        teacher.replicas[0].trusted = False
+        teacher.meet()
+    assert stranger.asked == before > 20
+
+
+def npy(array: Table, head: int = 10**9) -> str:
+    body = io.BytesIO()
+    np.save(body, array, allow_pickle=False)
+    return base64.b64encode(body.getvalue()[:head]).decode()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (base64.b64encode(b"PK\x03\x04" * 9).decode(), "that are no array"),
+        (npy(np.zeros((7, 4), np.float32)), r"float32\[7, 4\], 112 bytes; asked were \[7, "),
+        (npy(np.zeros((2**12, 2**12), np.float32), head=128), r"float32\[4096, 4096\], 0 bytes"),
+        (npy(np.zeros((7, 18), np.float64)), "float64"),
+        ("%%%", "that are no array"),
+        (None, "that are no array"),
+    ],
+)
+def test_an_array_that_is_none_is_garbage_and_takes_no_memory(make_group: GroupMaker, told: str | None, words: str) -> None:
+    stranger = Stranger()
+    stranger.says = {"prompt_token_id_logprobs": told}
+    with served(vllm(stranger, scores_ids=True)) as url, pytest.raises(GarbageRecord, match=words):
+        met(url, "vllm").score([make_group(0, (7,), vocab=19)], UNION)
+
+
+@pytest.mark.parametrize("index", [2**40, -1, 19])
+def test_an_id_that_nobody_has_is_garbage(make_group: GroupMaker, index: int) -> None:
+    stranger = Stranger()
+    row = {str(i): {"logprob": -3.0} for i in range(19)} | {str(index): {"logprob": -0.1}}
+    stranger.says = {"choices": [{"index": 0, "prompt_logprobs": [None, *[row] * 11]}]}
+    with served(vllm(stranger)) as url, pytest.raises(GarbageRecord, match=f"names id {index}, its vocabulary has 19"):
+        met(url, "vllm").score([make_group(0, (7,), vocab=19)], OWN)
 
 
 def test_ids_that_the_student_chose_are_scored_where_the_server_can() -> None:

@@ -10,6 +10,7 @@ import pytest
 from streamopd import config as configs
 from streamopd.errors import GarbageRecord, TeacherAway, TeacherError
 from streamopd.schemas import Group, encode
+from streamopd.score.budget import Budget
 from streamopd.services import teacher as service
 from streamopd.services.teacher import UNUSABLE, Desk, Views
 from streamopd.slots import EvidenceRequest
@@ -56,7 +57,7 @@ async def desk_with(run: Run, worker: Worker, teacher: Scripted, make_group: Gro
     await broker.issue("b", [(g.prompt.seq, encode(g.prompt)) for g in made])
     entries = await broker.read(Stage.ISSUED, "test", COUNT)
     await broker.hand([HandOff(entry, encode(g)) for entry, g in zip(entries, made, strict=True)])
-    return Desk(run, worker, {"default": teacher}), await worker.take(Stage.GENERATED, COUNT)  # type: ignore[dict-item]
+    return Desk(run, worker, {"default": teacher}, {}), await worker.take(Stage.GENERATED, COUNT)  # type: ignore[dict-item]
 
 
 def worker_of(run: Run, store: MemoryStore) -> Worker:
@@ -97,6 +98,27 @@ async def test_a_teacher_that_is_away_costs_no_group_anything(
         assert (await worker.broker.counters()).inflight["generated"] == COUNT
         assert not await worker.broker.quarantined()
         assert [event.kind for _, event in store.events].count("away") == 1
+
+
+async def test_replicas_that_ask_at_once_share_one_budget(run: Run) -> None:
+    """Each reserves before it asks: four of them find room for two batches of 40 in 100 tokens."""
+    broker = MemoryBroker(run.limits, MemoryStore())
+    budgets = [Budget("default", 100, broker) for _ in range(4)]
+    taken = [await reserves(budget, 40) for budget in budgets]
+    assert taken == [True, True, False, False]
+    await budgets[0].settle(40, 55)  # a retry
+    assert await broker.spend("default", 0) == 95
+    assert not await reserves(budgets[3], 6)
+    await budgets[1].settle(40, 0)   # nothing went out
+    assert await reserves(budgets[3], 45)
+
+
+async def reserves(budget: Budget, tokens: int) -> bool:
+    try:
+        await budget.require(tokens)
+    except TeacherError:
+        return False
+    return True
 
 
 async def lead(run: Run, store: MemoryStore) -> None:

@@ -14,6 +14,7 @@ from streamopd.assets import resolve
 from streamopd.config import Teacher
 from streamopd.errors import ConfigError, TeacherAway, TeacherError
 from streamopd.methods import load
+from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.score.http import HttpTeacher, open_http_teacher
 from streamopd.score.probe import Student, probe, student_of
 from streamopd.slots import Method
@@ -22,6 +23,7 @@ from tests.score.servers import free_port, honest, made, perturbed, served
 
 STOPS = (2,)
 METHODS = ("forward_kl", "default")
+TOKENIZER = Tokenizer.open(resolve("asset:quickstart-student"))
 
 
 def student(method: Method, longest: int = 17) -> Student:
@@ -147,10 +149,10 @@ def test_a_key_that_no_header_can_carry_is_refused_and_line_ends_are_not_part_of
     named = Teacher(url="http://127.0.0.1:1", key_env="KEY")
     monkeypatch.setenv("KEY", "schlüssel")
     with pytest.raises(ConfigError, match=r"KEY holds a character that no HTTP header can carry"):
-        open_http_teacher("default", named, STOPS, 512)
+        open_http_teacher("default", named, TOKENIZER, 512)
     monkeypatch.setenv("KEY", "right\r\n")
     with served(honest(key="right").app) as url:
-        teacher = open_http_teacher("default", msgspec.structs.replace(named, url=url), STOPS, 512)
+        teacher = open_http_teacher("default", msgspec.structs.replace(named, url=url), TOKENIZER, 512)
         assert teacher.meet().vocab_size == 19
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,12 @@ import torch
 from msgspec.structs import replace
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from streamopd.errors import SwapRefused
+from streamopd.errors import SwapRefused, UserError
 from streamopd.learn.student import Adapter, Student
 from streamopd.schemas import Weights
-from streamopd.sync.adapter import Form, base_digest
+from streamopd.sync.adapter import Form, base_digest, require_servable
 from streamopd.sync.publish import publish
 from streamopd.sync.swap import swap_in
 
@@ -127,3 +129,72 @@ def test_a_changed_byte_of_an_adapter_is_refused(student: Student, base: Path, t
     save_file(tensors, file)
     with pytest.raises(SwapRefused, match=r"the manifest says .*, the file has"):
         swap_in(plain(base), manifest, tmp_path, base)
+
+
+def test_a_base_that_changes_under_a_run_is_refused(student: Student, tmp_path: Path, base: Path) -> None:
+    copy = tiny(tmp_path / "copy", seed=1, tied=base.name.startswith("tied"))
+    manifest, model = published(student, copy, tmp_path), plain(copy)
+    swap_in(model, manifest, tmp_path, copy)
+    tiny(copy, seed=5, tied=base.name.startswith("tied"))
+    with pytest.raises(SwapRefused, match="adapters over a base of digest"):
+        swap_in(model, manifest, tmp_path, copy)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda name, t: t * float("nan") if "lora_B" in name else t, "no finite number once its adapters are added"),
+        (lambda name, t: t[:, :-1].contiguous() if "q_proj.lora_A" in name else t, r"its adapters are \[32, 3\] and \[3, 31\]"),
+        (lambda name, t: None if "layers.0.self_attn.q_proj.lora_B" in name else t, "is not one of a pair of adapters"),
+    ],
+)
+def test_adapters_that_fit_nothing_are_refused_and_the_old_weights_stay(
+    student: Student, base: Path, tmp_path: Path, spoil: Callable[[str, torch.Tensor], torch.Tensor | None], words: str
+) -> None:
+    tensors = {name: new for name, tensor in student.adapters().items() if (new := spoil(name, tensor)) is not None}
+    form = Form(base=base, rank=3, alpha=12.0, target_modules=ADAPTER.target_modules)
+    manifest, model = publish("r", "b", 7, tensors, base, tmp_path, 4, False, form), plain(base)
+    with pytest.raises(SwapRefused, match=words):
+        swap_in(model, manifest, tmp_path, base)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in load_file(base / "model.safetensors").items())
+
+
+def test_an_embedding_is_no_plain_matrix_and_is_refused_at_the_start(base: Path) -> None:
+    wanted = Adapter(rank=3, alpha=12.0, target_modules=("q_proj", "embed_tokens"))
+    with pytest.raises(UserError, match="embed_tokens, which is no plain matrix"):
+        Student(base, "float32", wanted, torch.device("cpu"))
+
+
+def test_a_transposed_layer_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="c_proj, which is no plain matrix"):
+        Student(tmp_path, "float32", Adapter(rank=3, alpha=12.0, target_modules=("attn.c_proj",)), torch.device("cpu"))
+
+
+def test_a_base_with_other_names_is_refused_before_the_first_step(student: Student, base: Path, tmp_path: Path) -> None:
+    """transformers loads it; what is served is merged by the names in the file."""
+    require_servable(student.adapters(), base)
+    save_file({name.removeprefix("model."): t for name, t in load_file(base / "model.safetensors").items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be served: .* calls its tensors otherwise"):
+        require_servable(student.adapters(), tmp_path)
+
+
+def test_what_else_lies_in_the_base_is_not_read(student: Student, base: Path, tmp_path: Path) -> None:
+    """The same weights in another form, and a buffer that no model has any more."""
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, copy / "consolidated.safetensors")
+    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, copy / "model.safetensors", {"format": "pt"})
+    model = plain(copy)
+    swap_in(model, published(student, copy, tmp_path), tmp_path, copy)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in student.tensors().items())
+
+
+def test_a_sharded_base_is_read_by_its_index(student: Student, base: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    plain(base).save_pretrained(shards, max_shard_size="20KB")
+    assert (shards / "model.safetensors.index.json").exists()
+    model = plain(shards)
+    swap_in(model, published(student, shards, tmp_path), tmp_path, shards)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in student.tensors().items())

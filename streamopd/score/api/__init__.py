@@ -25,8 +25,8 @@ class Server(Protocol):
         """A JSON answer as a `kind`; who answers anything else is away."""
         ...
 
-    async def takes(self, path: str, message: Any, cap: int = ...) -> bool:
-        """Whether the server does what it is asked; how it refuses does not matter."""
+    async def attempt(self, path: str, message: Any, cap: int = ..., no: Sequence[int] = ...) -> bytes | None:
+        """The body of a good answer, or None when the server says with a status of `no` that it cannot do that."""
         ...
 
     def away(self, what: str) -> TeacherAway: ...
@@ -52,8 +52,8 @@ class Api(Protocol):
         ...
 
 
-def open_api(name: str, model: str) -> Api:
-    """By its name in the run file; `model` as the server calls it, "" for its only one."""
+def open_api(name: str, model: str, ids: int = 0) -> Api:
+    """By its name in the run file; `model` as the server calls it, "" for its first; `ids` that the student has."""
     if name == "vllm":
         from .vllm import Vllm
 
@@ -61,11 +61,11 @@ def open_api(name: str, model: str) -> Api:
     if name == "sglang":
         from .sglang import SGLang
 
-        return SGLang(model)
+        return SGLang(model, ids)
     if name == "completions":
         from .completions import Completions
 
-        return Completions(model)
+        return Completions(model, ids)
     from .contract import Contract
 
     return Contract()

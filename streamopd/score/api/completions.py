@@ -15,7 +15,7 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_IDS, MOST_TOPK, PAIR, largest, prompt_of, texts, the_model
+from .measure import MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
 
 COMPLETIONS = "/v1/completions"
 CELL_BYTES = 120
@@ -43,21 +43,26 @@ class Completions:
 
     spells = False
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, ids: int) -> None:
+        self._model, self._ids = model, ids
+        self._met: dict[Listed, TeacherInfo] = {}
 
     async def meet(self, server: Server) -> TeacherInfo:
-        """Caps are measured: whether ids come out, which top-k it takes, which ids there are."""
+        """Measured, once: whether ids come out, and which top-k it takes; of ids it is held to the student's."""
         listed = await the_model(server, self._model)
         self._model = listed.id
+        if listed not in self._met:
+            self._met[listed] = await self._measured(server, listed)
+        return self._met[listed]
+
+    async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        require_ids(server, await takes(server, COMPLETIONS, self._echo([[0, self._ids - 1]], 1, True)), self._ids)
         (pair,) = await self._ask(server, [PAIR], 1, ids=True)
-        vocab_size = 1 + await largest(lambda i: server.takes(COMPLETIONS, self._echo([[0, i]], 1, True)), MOST_IDS)
         cap = -1
         if all(token.startswith(ID) for token in pair.tokens):
-            found = await largest(lambda k: server.takes(COMPLETIONS, self._echo([PAIR], k, True), MOST_TOPK * CELL_BYTES), MOST_TOPK)
-            cap = found or -1
+            cap = await largest(lambda k: takes(server, COMPLETIONS, self._echo([PAIR], k, True), MOST_TOPK * CELL_BYTES), MOST_TOPK) or -1
         return TeacherInfo(
-            contract=CONTRACT_VERSION, model=listed.id, vocab_size=vocab_size, max_tokens=listed.room, max_topk=cap, scores_ids=False,
+            contract=CONTRACT_VERSION, model=listed.id, vocab_size=self._ids, max_tokens=listed.room, max_topk=cap, scores_ids=False
         )
 
     async def vocabulary(self, server: Server, ids: Sequence[int]) -> Vocabulary:
@@ -65,15 +70,15 @@ class Completions:
             (columns,) = await self._ask(server, [chunk], 1, ids=False)
             return columns.tokens
 
-        return await texts(ids, (await the_model(server, self._model)).room, ask)
+        return await texts(server, ids, (await the_model(server, self._model)).room, ask)
 
     async def score(self, server: Server, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
         prompts = [prompt_of(item) for item in items]
         answers = await self._ask(server, prompts, max(1, want.topk), ids=True)
-        return [_score(server, item, columns, want.topk) for item, columns in zip(items, answers, strict=True)]
+        return [_score(server, item, columns, want.topk, vocab_size) for item, columns in zip(items, answers, strict=True)]
 
     async def _ask(self, server: Server, prompts: list[list[int]], k: int, ids: bool) -> list[Columns]:
-        """Columns over each prompt; a server that cannot echo without writing has its own token cut off."""
+        """Columns over each prompt."""
         cap = ROOM_BYTES + sum(map(len, prompts)) * (k + 3) * CELL_BYTES
         answer = await server.read(Choices, "POST", COMPLETIONS, self._echo(prompts, k, ids), cap)
         found = [choice.logprobs for choice in sorted(answer.choices, key=lambda choice: choice.index) if choice.logprobs]
@@ -90,8 +95,10 @@ class Completions:
         return request | ({"return_tokens_as_token_ids": True} if ids else {})
 
 
-def _score(server: Server, item: PackedItem, columns: Columns, k: int) -> PackedScore:
-    length = len(item.completion_ids)
+def _score(server: Server, item: PackedItem, columns: Columns, k: int, vocab_size: int) -> PackedScore:
+    length, own = len(item.completion_ids), [f"{ID}{i}" for i in item.completion_ids.numpy().tolist()]
+    if k and columns.tokens[-length:] != own:
+        raise server.garbage(f"echoed {columns.tokens[-length:][:8]}…, asked were {own[:8]}…")
     logp = columns.token_logprobs[-length:]
     if None in logp:
         raise server.garbage(f"gave no log-prob of token {logp.index(None)} of an answer of {length}")
@@ -103,7 +110,8 @@ def _score(server: Server, item: PackedItem, columns: Columns, k: int) -> Packed
     if [len(row) for row in best] != [k] * length:
         raise server.garbage(f"gave {[len(row) for row in best][:8]}… top ids a token, asked were {k} for each of {length}")
     try:
-        ids = Array.of([[int(token.removeprefix(ID)) for token, _ in row] for row in best], "int32")
+        ids = [[int(token.removeprefix(ID)) for token, _ in row] for row in best]
     except ValueError as error:
         raise server.garbage(f"named a token without its id: {error}") from None
-    return Score(logprobs=sampled, topk_ids=ids, topk_logprobs=Array.of([[value for _, value in row] for row in best], "float32"))
+    topk_logp = Array.of([[value for _, value in row] for row in best], "float32")
+    return Score(logprobs=sampled, topk_ids=id_rows(server, ids, vocab_size), topk_logprobs=topk_logp)

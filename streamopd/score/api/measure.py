@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from msgspec import Struct
 
+from streamopd.errors import TeacherError
+from streamopd.schemas import Array
 from streamopd.schemas.teaching import PackedItem, Vocabulary
 
 from . import Server
 
 PAIR = [0, 0]         # the shortest prompt of which one token is scored
 MOST_TOPK = 1 << 12   # ids a token that are looked for
-MOST_IDS = 1 << 21    # of a vocabulary
+MOST_IDS = 1 << 21    # of a vocabulary that is measured
 CHUNK = 512           # ids of the vocabulary in one prompt
 
 
@@ -42,6 +45,11 @@ async def the_model(server: Server, name: str) -> Listed:
     return found[0]
 
 
+async def takes(server: Server, path: str, message: Any, cap: int = 1 << 20) -> bool:
+    """Whether the server does what it is asked."""
+    return await server.attempt(path, message, cap) is not None
+
+
 async def largest(takes: Callable[[int], Awaitable[bool]], limit: int) -> int:
     """The largest number in [0, limit] that is taken, where all below one that is taken are; 0 is not asked about."""
     low, high = 0, 1
@@ -54,14 +62,31 @@ async def largest(takes: Callable[[int], Awaitable[bool]], limit: int) -> int:
     return low
 
 
-async def texts(ids: Sequence[int], room: int, ask: Callable[[list[int]], Awaitable[Sequence[str | None]]]) -> Vocabulary:
+def require_ids(server: Server, known: bool, ids: int) -> None:
+    """TeacherError unless the student's highest id was taken: a server that does not look at ids is not asked about higher ones."""
+    if not known:
+        raise TeacherError(f"{server.name} does not take id {ids - 1}, the student's highest. Name a teacher with the student's tokenizer.")
+
+
+async def texts(server: Server, ids: Sequence[int], room: int, ask: Callable[[list[int]], Awaitable[Sequence[str | None]]]) -> Vocabulary:
     """What `ids` decode to one by one, asked about as prompts within `room`; `ask` gives a text an id."""
     told: dict[int, str | None] = {}
     size = max(1, min(CHUNK, room - 1))
     for start in range(0, len(ids), size):
         chunk = [int(i) for i in ids[start : start + size]]
-        told |= zip(chunk, await ask(chunk), strict=True)
+        found = await ask(chunk)
+        if len(found) != len(chunk):
+            raise server.garbage(f"told {len(found)} texts for {len(chunk)} ids")
+        told |= zip(chunk, found, strict=True)
     return Vocabulary(tokens=[told.get(i) for i in range(max(told, default=-1) + 1)])
+
+
+def id_rows(server: Server, rows: Sequence[Sequence[int]], vocab_size: int) -> Array:
+    """Ids as they are told, int32; each is one of the vocabulary."""
+    wrong = next((index for row in rows for index in row if not 0 <= index < vocab_size), None)
+    if wrong is not None:
+        raise server.garbage(f"names id {wrong}, its vocabulary has {vocab_size}")
+    return Array.of(rows, "int32")
 
 
 def prompt_of(item: PackedItem) -> list[int]:

@@ -14,11 +14,13 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_IDS, MOST_TOPK, PAIR, largest, prompt_of, texts, the_model
+from .measure import MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
 
 GENERATE = "/generate"
 TRIPLE_BYTES = 120       # [log-prob, id, text]
 ROOM_BYTES = 64 << 10
+
+NEVER = -1e4
 
 Triple = tuple[float | None, int, str | None]
 
@@ -37,25 +39,29 @@ class SGLang:
 
     spells = False
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, ids: int) -> None:
+        self._model, self._ids = model, ids
+        self._met: dict[Listed, TeacherInfo] = {}
 
     async def meet(self, server: Server) -> TeacherInfo:
-        """Caps are measured: which top-k it takes, and which ids there are."""
+        """The top-k that it takes is measured, once; of ids it is held to the student's."""
         listed = await the_model(server, self._model)
-        vocab_size = 1 + await largest(lambda i: server.takes(GENERATE, _request([[0, i]], 0, 0)), MOST_IDS)
-        cap = await largest(lambda k: server.takes(GENERATE, _request([PAIR], 0, k), MOST_TOPK * TRIPLE_BYTES), min(MOST_TOPK, vocab_size))
-        return TeacherInfo(
-            contract=CONTRACT_VERSION, model=listed.id, vocab_size=vocab_size, max_tokens=listed.room,
-            max_topk=0 if cap == vocab_size else cap or -1, scores_ids=False,
-        )
+        if listed not in self._met:
+            require_ids(server, await takes(server, GENERATE, _request([[0, self._ids - 1]], 0, 0)), self._ids)
+            most = min(MOST_TOPK, self._ids)
+            cap = await largest(lambda k: takes(server, GENERATE, _request([PAIR], 0, k), MOST_TOPK * TRIPLE_BYTES), most)
+            self._met[listed] = TeacherInfo(
+                contract=CONTRACT_VERSION, model=listed.id, vocab_size=self._ids, max_tokens=listed.room,
+                max_topk=0 if cap == self._ids else cap or -1, scores_ids=False,
+            )
+        return self._met[listed]
 
     async def vocabulary(self, server: Server, ids: Sequence[int]) -> Vocabulary:
         async def ask(chunk: list[int]) -> list[str | None]:
-            (meta,) = await self._ask(server, [chunk], 0, 0, len(chunk))
-            return [text for _, _, text in meta.input_token_logprobs]
+            metas = await self._ask(server, [chunk], 0, 0, len(chunk))
+            return [text for meta in metas for _, _, text in meta.input_token_logprobs]
 
-        return await texts(ids, (await the_model(server, self._model)).room, ask)
+        return await texts(server, ids, (await the_model(server, self._model)).room, ask)
 
     async def score(self, server: Server, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
         prompts = [prompt_of(item) for item in items]
@@ -64,7 +70,7 @@ class SGLang:
         metas = await self._ask(server, prompts, first, k, sum(map(len, prompts)) * (k + 1))
         if len(metas) != len(items):
             raise server.garbage(f"gave {len(metas)} answers for {len(items)} prompts")
-        return [_score(server, item, meta, want.whole, k) for item, meta in zip(items, metas, strict=True)]
+        return [_score(server, item, meta, want.whole, k, vocab_size) for item, meta in zip(items, metas, strict=True)]
 
     async def _ask(self, server: Server, prompts: list[list[int]], first: int, k: int, cells: int) -> list[Meta]:
         cap = ROOM_BYTES + cells * TRIPLE_BYTES
@@ -79,26 +85,26 @@ def _request(prompts: list[list[int]], first: int, k: int) -> dict[str, Any]:
     }
 
 
-def _score(server: Server, item: PackedItem, meta: Meta, whole: bool, k: int) -> PackedScore:
+def _score(server: Server, item: PackedItem, meta: Meta, whole: bool, k: int, vocab_size: int) -> PackedScore:
     own = item.completion_ids.numpy().tolist()
     said = meta.input_token_logprobs[-len(own) :]
     if [index for _, index, _ in said] != own:
         raise server.garbage(f"gave log-probs of ids {[index for _, index, _ in said][:8]}…, asked were {own[:8]}…")
-    sampled = Array.of([_number(server, logp) for logp, _, _ in said], "float32")
+    sampled = Array.of([_number(logp) for logp, _, _ in said], "float32")
     if not k:
         return Score(logprobs=sampled)
     rows = [sorted(row or [], key=lambda triple: triple[1] if whole else 0) for row in (meta.input_top_logprobs or [])[-len(own) :]]
     if [len(row) for row in rows] != [k] * len(own):
         raise server.garbage(f"gave {[len(row) for row in rows][:8]}… top ids a token, asked were {k} for each of {len(own)}")
-    logp = Array.of([[_number(server, triple[0]) for triple in row] for row in rows], "float32")
+    logp = Array.of([[_number(triple[0]) for triple in row] for row in rows], "float32")
     if not whole:
-        return Score(logprobs=sampled, topk_ids=Array.of([[triple[1] for triple in row] for row in rows], "int32"), topk_logprobs=logp)
+        ids = id_rows(server, [[triple[1] for triple in row] for row in rows], vocab_size)
+        return Score(logprobs=sampled, topk_ids=ids, topk_logprobs=logp)
     if any([triple[1] for triple in row] != list(range(k)) for row in rows):
         raise server.garbage(f"did not name each of the {k} ids of its vocabulary once")
     return Score(logprobs=sampled, vocab_logprobs=logp)
 
 
-def _number(server: Server, value: float | None) -> float:
-    if value is None:
-        raise server.garbage("gave no log-prob of a token behind the first")
-    return value
+def _number(value: float | None) -> float:
+    """JSON has no minus infinity; what is told as none, behind the first token, is never."""
+    return NEVER if value is None else value

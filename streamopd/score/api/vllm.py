@@ -20,11 +20,13 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_IDS, MOST_TOPK, PAIR, largest, prompt_of, texts, the_model
+from .measure import MOST_IDS, MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, takes, texts, the_model
 
 COMPLETIONS, GENERATE = "/v1/completions", "/inference/v1/generate"
 ENTRY_BYTES = 160        # one id with its log-prob, rank and text
 ROOM_BYTES = 64 << 10
+WIDE = 64                # ids a token: its own, the student's, the stop ids
+AT_ONCE = 8              # prompts of one batch with ids of their own
 
 Table = list[dict[int, "Entry"] | None]  # a row a token of a prompt: its own entry, and those of the most likely ids
 
@@ -55,38 +57,63 @@ class Vllm:
 
     def __init__(self, model: str) -> None:
         self._model = model
+        self._met: dict[Listed, TeacherInfo] = {}
 
     async def meet(self, server: Server) -> TeacherInfo:
-        """Caps are measured: which top-k it takes, which ids there are, whether it scores ids that it is given."""
+        """Caps are measured, once: which top-k it takes, which ids there are, whether it scores ids that it is given."""
         listed = await the_model(server, self._model)
         self._model = listed.id
-        if await server.takes(COMPLETIONS, self._prompts([PAIR], -1), MOST_IDS * ENTRY_BYTES):
+        if listed not in self._met:
+            self._met[listed] = await self._measured(server, listed)
+        return self._met[listed]
+
+    async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        if await takes(server, COMPLETIONS, self._prompts([PAIR], -1), MOST_IDS * ENTRY_BYTES):
             rows = await self._prompt_logprobs(server, [PAIR], -1, MOST_IDS)
             vocab_size, cap = len(rows[0][1] or ()), 0
         else:
-            vocab_size = await self._vocab_size(server)
-            cap = await largest(lambda k: server.takes(COMPLETIONS, self._prompts([PAIR], k)), MOST_TOPK) or -1
-        given = await server.takes(GENERATE, self._given(PAIR, [[0]], 0, 0))
+            vocab_size = 1 + await largest(lambda i: takes(server, COMPLETIONS, self._prompts([[0, i]], 0)), MOST_IDS)
+            cap = await largest(lambda k: takes(server, COMPLETIONS, self._prompts([PAIR], k)), MOST_TOPK) or -1
         return TeacherInfo(
-            contract=CONTRACT_VERSION, model=listed.id, vocab_size=vocab_size, max_tokens=listed.room, max_topk=cap, scores_ids=given
+            contract=CONTRACT_VERSION, model=listed.id, vocab_size=vocab_size, max_tokens=listed.room, max_topk=cap,
+            scores_ids=await self._scores_given(server, min(WIDE, vocab_size)),
         )
+
+    async def _scores_given(self, server: Server, width: int) -> bool:
+        """As many ids a token as a method may ask about; a server that knows the address and not the request answers without them."""
+        body = await server.attempt(GENERATE, self._given(PAIR, [list(range(width))], 0, 0), no=(400, 403, 404, 405, 422, 501))
+        return body is not None and b'"prompt_token_id_logprobs":"' in body.replace(b" ", b"")
 
     async def vocabulary(self, server: Server, ids: Sequence[int]) -> Vocabulary:
         async def ask(chunk: list[int]) -> list[str | None]:
             (table,) = await self._prompt_logprobs(server, [[chunk[0], *chunk]], 0, len(chunk) + 1)
             return [row[index].decoded_token if row and index in row else None for index, row in zip(chunk, table[1:], strict=True)]
 
-        return await texts(ids, (await the_model(server, self._model)).room, ask)
+        return await texts(server, ids, (await the_model(server, self._model)).room, ask)
 
     async def score(self, server: Server, items: Sequence[PackedItem], want: Want, vocab_size: int) -> Sequence[PackedScore]:
         if any(item.support_ids is not None for item in items):
-            return await asyncio.gather(*(self._score_given(server, item, want) for item in items))
+            return await self._score_all_given(server, items, want, vocab_size)
         prompts = [prompt_of(item) for item in items]
         cells = sum(map(len, prompts)) * (vocab_size if want.whole else want.topk + 1)
         tables = await self._prompt_logprobs(server, prompts, -1 if want.whole else want.topk, cells)
         return [_score(server, item, table, want, vocab_size) for item, table in zip(items, tables, strict=True)]
 
-    async def _score_given(self, server: Server, item: PackedItem, want: Want) -> PackedScore:
+    async def _score_all_given(self, server: Server, items: Sequence[PackedItem], want: Want, vocab_size: int) -> list[PackedScore]:
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def one(item: PackedItem) -> PackedScore:
+            async with at_once:
+                return await self._score_given(server, item, want, vocab_size)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(one(item)) for item in items]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in asked]
+
+    async def _score_given(self, server: Server, item: PackedItem, want: Want, vocab_size: int) -> PackedScore:
         """Its own token, the ids that are given and the stop ids, in one row a token."""
         own_G1 = item.completion_ids.numpy()[:, None]
         given_GS = np.empty((len(own_G1), 0), np.int32) if item.support_ids is None else item.support_ids.numpy()
@@ -96,16 +123,13 @@ class Vllm:
         cap = ROOM_BYTES + asked.size * 8 + len(prompt) * (want.topk + 1) * ENTRY_BYTES
         answer = await server.read(Generated, "POST", GENERATE, self._given(prompt, asked.tolist(), first, want.topk), cap)
         said = _array(server, answer.prompt_token_id_logprobs, asked.shape)
-        top_ids, top_logp = _topk(server, item, answer.prompt_logprobs, want.topk) if want.topk else (None, None)
+        top_ids, top_logp = _topk(server, item, answer.prompt_logprobs, want.topk, vocab_size) if want.topk else (None, None)
         width = given_GS.shape[1]
         return Score(
             logprobs=Array.of(said[:, 0], "float32"), topk_ids=top_ids, topk_logprobs=top_logp,
             support_logprobs=Array.of(np.where(given_GS < 0, 0, said[:, 1 : 1 + width]), "float32") if width else None,
             stop_logmass=Array.of(np.logaddexp.reduce(said[:, 1 + width :], 1), "float32") if want.stop_ids else None,
         )
-
-    async def _vocab_size(self, server: Server) -> int:
-        return 1 + await largest(lambda i: server.takes(COMPLETIONS, self._prompts([[0, i]], 0)), MOST_IDS)
 
     async def _prompt_logprobs(self, server: Server, prompts: list[list[int]], k: int, cells: int) -> list[Table]:
         """A table a prompt; an answer has at most `cells` entries."""
@@ -128,7 +152,7 @@ def _score(server: Server, item: PackedItem, table: Table, want: Want, vocab_siz
     sampled = Array.of([row[i].logprob for row, i in zip(rows, own, strict=True)], "float32")
     if want.whole:
         return Score(logprobs=sampled, vocab_logprobs=_whole(server, rows, vocab_size))
-    ids, logp = _topk(server, item, table, want.topk) if want.topk else (None, None)
+    ids, logp = _topk(server, item, table, want.topk, vocab_size) if want.topk else (None, None)
     return Score(logprobs=sampled, topk_ids=ids, topk_logprobs=logp)
 
 
@@ -144,14 +168,14 @@ def _rows(server: Server, item: PackedItem, table: Table | None) -> list[dict[in
     return rows
 
 
-def _topk(server: Server, item: PackedItem, table: Table | None, k: int) -> tuple[Array, Array]:
+def _topk(server: Server, item: PackedItem, table: Table | None, k: int, vocab_size: int) -> tuple[Array, Array]:
     """([G, k], [G, k]) the most likely of each row: a row also names its own token, which may be less likely than these."""
     best = [sorted(row.items(), key=lambda pair: -pair[1].logprob)[:k] for row in _rows(server, item, table)]
     short = next((len(row) for row in best if len(row) < k), None)
     if short is not None:
         raise server.garbage(f"gave {short} top ids for a token, asked were {k}")
     return (
-        Array.of([[index for index, _ in row] for row in best], "int32"),
+        id_rows(server, [[index for index, _ in row] for row in best], vocab_size),
         Array.of([[entry.logprob for _, entry in row] for row in best], "float32"),
     )
 
@@ -159,17 +183,21 @@ def _topk(server: Server, item: PackedItem, table: Table | None, k: int) -> tupl
 def _whole(server: Server, rows: list[dict[int, Entry]], vocab_size: int) -> Array:
     table = np.full((len(rows), vocab_size), np.nan, np.float32)  # an id that is not told is refused where the answer is checked
     for g, row in enumerate(rows):
-        if max(row) >= vocab_size:
-            raise server.garbage(f"names id {max(row)}, its vocabulary has {vocab_size}")
-        table[g, list(row)] = [entry.logprob for entry in row.values()]
+        table[g, id_rows(server, [list(row)], vocab_size).numpy()[0]] = [entry.logprob for entry in row.values()]
     return Array.of(table, "float32")
 
 
 def _array(server: Server, text: str | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A .npy of float32 and nothing else: its header is read before any memory is taken for it."""
     try:
-        array = np.load(io.BytesIO(base64.b64decode(text or "", validate=True)), allow_pickle=False)
+        body = base64.b64decode(text or "", validate=True)
+        stream = io.BytesIO(body)
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        told, fortran, kind = read_header(stream)
     except (ValueError, EOFError) as error:
         raise server.garbage(f"gave prompt_token_id_logprobs that are no array: {error}") from None
-    if array.shape != shape or array.dtype.kind != "f":
-        raise server.garbage(f"gave prompt_token_id_logprobs of {array.dtype}{list(array.shape)}, asked were {list(shape)}")
-    return np.asarray(array, np.float32)
+    rest = body[stream.tell() :]
+    if (told, fortran, kind) != (shape, False, np.dtype("<f4")) or len(rest) != 4 * int(np.prod(shape)):
+        raise server.garbage(f"gave prompt_token_id_logprobs of {kind}{list(told)}, {len(rest)} bytes; asked were {list(shape)} of float32")
+    return np.frombuffer(rest, "<f4").reshape(shape)
