@@ -272,7 +272,7 @@ def test_a_teacher_that_contradicts_itself_is_garbage(groups: list[Group]) -> No
         met(address).score(groups, UNION)
 
 
-def test_after_one_refusal_of_a_lone_server_nobody_asks_again(groups: list[Group]) -> None:
+def test_after_one_refusal_of_a_lone_server_nobody_asks_again(make_group: GroupMaker) -> None:
     asked = []
 
     async def refuse(request: object) -> Response:
@@ -280,7 +280,7 @@ def test_after_one_refusal_of_a_lone_server_nobody_asks_again(groups: list[Group
         return JSONResponse({"error": "no such key"}, 401)
 
     with served(answering(refuse)) as address, pytest.raises(TeacherRefuses, match="401: no such key"):
-        met(address).score(groups[:1], SAMPLED)
+        met(address).score([make_group(0, (7,), vocab=19)], SAMPLED)  # one item is one request
     assert len(asked) == 1
 
 
