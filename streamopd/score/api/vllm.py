@@ -25,7 +25,7 @@ from .measure import MOST_IDS, MOST_TOPK, PAIR, Listed, id_rows, largest, prompt
 COMPLETIONS, GENERATE = "/v1/completions", "/inference/v1/generate"
 ENTRY_BYTES = 160        # one id with its log-prob, rank and text
 ROOM_BYTES = 64 << 10
-WIDE = 64                # ids a token: its own, the student's, the stop ids
+WIDE = 24                # ids a token, tried at the start: its own, the student's 16, the stop ids
 AT_ONCE = 8              # prompts of one batch with ids of their own
 
 Table = list[dict[int, "Entry"] | None]  # a row a token of a prompt: its own entry, and those of the most likely ids
