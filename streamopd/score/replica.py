@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from streamopd.errors import GarbageRecord, TeacherAway, TeacherRefuses
+from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRefuses
 from streamopd.schemas.teaching import JSON, MSGPACK, PackedItem, PackedScore, TeacherInfo, Vocabulary, Want, read_json
 from streamopd.score.api import Api
 
@@ -61,6 +61,8 @@ class Replica:
         """What it is and can do."""
         try:
             info = await self._api.meet(self)
+        except TeacherError:  # waiting would not help
+            raise
         except (ValueError, ArithmeticError) as error:  # GarbageRecord among them; no item was asked about that could be at fault
             raise self.away(str(error).removeprefix(f"{self.name} ")) from None
         return msgspec.structs.replace(info, model=_printable(info.model))

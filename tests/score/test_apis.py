@@ -119,10 +119,18 @@ def test_a_method_that_renormalises_is_not_shrunk_in_silence() -> None:
         found(url, "vllm", "default", renormalised)
 
 
+@pytest.mark.parametrize(("api", "make"), [("sglang", sglang), ("completions", echo_ids)])
+def test_a_server_that_does_not_know_the_students_highest_id_is_refused_and_not_waited_for(api: str, make: Make) -> None:
+    with served(make(Stranger())) as url:
+        teacher = HttpTeacher("default", [url], STOPS, 64, timeout_s=10.0, api=api, ids=30)
+        with pytest.raises(TeacherError, match="does not take id 29, the student's highest"):
+            teacher.meet()
+
+
 def test_a_support_is_never_empty() -> None:
     info = TeacherInfo(contract=1, model="", vocab_size=19, max_tokens=99, max_topk=-1, scores_ids=False)
     asked = EvidenceRequest(full=False, teacher_k=0, student_ids=True, sampled=False, stop=True)
-    assert possible_of(asked, info) == replace(ALONE)
+    assert possible_of(asked, info) == ALONE
 
 
 def test_what_was_measured_once_is_not_measured_again(groups: list[Group]) -> None:  # noqa: F811

@@ -15,7 +15,7 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
+from .measure import MOST_TOPK, PAIR, Listed, Measured, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
 
 COMPLETIONS = "/v1/completions"
 CELL_BYTES = 120
@@ -38,24 +38,11 @@ class Choices(Struct, frozen=True):
     choices: list[Choice]
 
 
-class Completions:
+class Completions(Measured):
     """The API of one server and one of its models."""
 
-    spells = False
-
-    def __init__(self, model: str, ids: int) -> None:
-        self._model, self._ids = model, ids
-        self._met: dict[Listed, TeacherInfo] = {}
-
-    async def meet(self, server: Server) -> TeacherInfo:
-        """Measured, once: whether ids come out, and which top-k it takes; of ids it is held to the student's."""
-        listed = await the_model(server, self._model)
-        self._model = listed.id
-        if listed not in self._met:
-            self._met[listed] = await self._measured(server, listed)
-        return self._met[listed]
-
     async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        """Whether ids come out, and which top-k it takes; of ids it is held to the student's."""
         require_ids(server, await takes(server, COMPLETIONS, self._echo([[0, self._ids - 1]], 1, True)), self._ids)
         (pair,) = await self._ask(server, [PAIR], 1, ids=True)
         cap = -1

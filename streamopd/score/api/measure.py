@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from streamopd.errors import TeacherError
 from streamopd.schemas import Array
-from streamopd.schemas.teaching import PackedItem, Vocabulary
+from streamopd.schemas.teaching import PackedItem, TeacherInfo, Vocabulary
 
 from . import Server
 
@@ -24,7 +24,6 @@ class Listed(Struct, frozen=True):
 
     id: str
     max_model_len: int | None = None
-
 
     @property
     def room(self) -> int:
@@ -43,6 +42,27 @@ async def the_model(server: Server, name: str) -> Listed:
     if not found:
         raise server.away(f"has no model {name!r}; it has: {', '.join(model.id for model in listed) or 'none'}")
     return found[0]
+
+
+class Measured:
+    """An API of servers that say little of themselves: each model is measured, once."""
+
+    spells = False
+
+    def __init__(self, model: str, ids: int = 0) -> None:
+        self._model, self._ids = model, ids  # as the server calls it, "" for its first; ids that the student has
+        self._met: dict[Listed, TeacherInfo] = {}
+
+    async def meet(self, server: Server) -> TeacherInfo:
+        """What was measured; asked again is only which model it is."""
+        listed = await the_model(server, self._model)
+        self._model = listed.id
+        if listed not in self._met:
+            self._met[listed] = await self._measured(server, listed)
+        return self._met[listed]
+
+    async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        raise NotImplementedError
 
 
 async def takes(server: Server, path: str, message: Any, cap: int = 1 << 20) -> bool:

@@ -14,12 +14,11 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
+from .measure import MOST_TOPK, PAIR, Listed, Measured, id_rows, largest, prompt_of, require_ids, takes, texts, the_model
 
 GENERATE = "/generate"
 TRIPLE_BYTES = 120       # [log-prob, id, text]
 ROOM_BYTES = 64 << 10
-
 NEVER = -1e4
 
 Triple = tuple[float | None, int, str | None]
@@ -34,27 +33,18 @@ class Generated(Struct, frozen=True):
     meta_info: Meta
 
 
-class SGLang:
+class SGLang(Measured):
     """The API of one server."""
 
-    spells = False
-
-    def __init__(self, model: str, ids: int) -> None:
-        self._model, self._ids = model, ids
-        self._met: dict[Listed, TeacherInfo] = {}
-
-    async def meet(self, server: Server) -> TeacherInfo:
-        """The top-k that it takes is measured, once; of ids it is held to the student's."""
-        listed = await the_model(server, self._model)
-        if listed not in self._met:
-            require_ids(server, await takes(server, GENERATE, _request([[0, self._ids - 1]], 0, 0)), self._ids)
-            most = min(MOST_TOPK, self._ids)
-            cap = await largest(lambda k: takes(server, GENERATE, _request([PAIR], 0, k), MOST_TOPK * TRIPLE_BYTES), most)
-            self._met[listed] = TeacherInfo(
-                contract=CONTRACT_VERSION, model=listed.id, vocab_size=self._ids, max_tokens=listed.room,
-                max_topk=0 if cap == self._ids else cap or -1, scores_ids=False,
-            )
-        return self._met[listed]
+    async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        """The top-k that it takes; of ids it is held to the student's."""
+        require_ids(server, await takes(server, GENERATE, _request([[0, self._ids - 1]], 0, 0)), self._ids)
+        most = min(MOST_TOPK, self._ids)
+        cap = await largest(lambda k: takes(server, GENERATE, _request([PAIR], 0, k), MOST_TOPK * TRIPLE_BYTES), most)
+        return TeacherInfo(
+            contract=CONTRACT_VERSION, model=listed.id, vocab_size=self._ids, max_tokens=listed.room,
+            max_topk=0 if cap == self._ids else cap or -1, scores_ids=False,
+        )
 
     async def vocabulary(self, server: Server, ids: Sequence[int]) -> Vocabulary:
         async def ask(chunk: list[int]) -> list[str | None]:

@@ -20,7 +20,7 @@ from streamopd.schemas import Array
 from streamopd.schemas.teaching import CONTRACT_VERSION, PackedItem, PackedScore, Score, TeacherInfo, Vocabulary, Want
 
 from . import Server
-from .measure import MOST_IDS, MOST_TOPK, PAIR, Listed, id_rows, largest, prompt_of, takes, texts, the_model
+from .measure import MOST_IDS, MOST_TOPK, PAIR, Listed, Measured, id_rows, largest, prompt_of, takes, texts, the_model
 
 COMPLETIONS, GENERATE = "/v1/completions", "/inference/v1/generate"
 ENTRY_BYTES = 160        # one id with its log-prob, rank and text
@@ -50,24 +50,11 @@ class Generated(Struct, frozen=True):
     prompt_token_id_logprobs: str | None = None  # base64 of a .npy, [rows, ids]
 
 
-class Vllm:
+class Vllm(Measured):
     """The API of one server and one of its models."""
 
-    spells = False
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._met: dict[Listed, TeacherInfo] = {}
-
-    async def meet(self, server: Server) -> TeacherInfo:
-        """Caps are measured, once: which top-k it takes, which ids there are, whether it scores ids that it is given."""
-        listed = await the_model(server, self._model)
-        self._model = listed.id
-        if listed not in self._met:
-            self._met[listed] = await self._measured(server, listed)
-        return self._met[listed]
-
     async def _measured(self, server: Server, listed: Listed) -> TeacherInfo:
+        """Which top-k it takes, which ids there are, whether it scores ids that it is given."""
         if await takes(server, COMPLETIONS, self._prompts([PAIR], -1), MOST_IDS * ENTRY_BYTES):
             rows = await self._prompt_logprobs(server, [PAIR], -1, MOST_IDS)
             vocab_size, cap = len(rows[0][1] or ()), 0
