@@ -42,7 +42,7 @@ BREAKS = [
         "tests/learn/test_trainer.py::test_the_gradient_does_not_depend_on_order_split_or_chunks",
     ),
     Break(
-        "swap ignored", "streamopd/generate/hf.py", "self._swap(self.model, manifest, weights_dir)", "pass",
+        "swap ignored", "streamopd/generate/hf.py", "self._coming.loader.load(self.model, manifest, fresh)", "pass",
         "tests/generate/test_hf_engine.py::test_answers_across_swaps_replay_by_the_rule_their_spans_state",
     ),
     Break(
@@ -83,9 +83,7 @@ def turns_red(broken: Break, folder: Path) -> bool:
     copy = folder / "copy"
     shutil.copytree(ROOT, copy, symlinks=True, ignore=LEFT_OUT)
     file = copy / broken.file
-    text = file.read_text()
-    assert text.count(broken.old) == 1, f"{broken.name}: {broken.file} holds {broken.old!r} {text.count(broken.old)} times"
-    file.write_text(text.replace(broken.old, broken.new))
+    file.write_text(file.read_text().replace(broken.old, broken.new))
     answer = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=100", broken.test],
         cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False,

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.breaks import BREAKS, Break, turns_red
+from tests.breaks import BREAKS, ROOT, Break, turns_red
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
+def test_a_break_has_exactly_one_place(broken: Break) -> None:
+    assert (ROOT / broken.file).read_text().count(broken.old) == 1, f"{broken.file} and tests/breaks.py have grown apart"
 
 
 @pytest.mark.slow
