@@ -28,6 +28,13 @@ class Span(Struct, array_like=True, frozen=True):
     kv: str = "keep"  # keep: they attended to keys and values of older weights | recompute: the cache was made anew
 
 
+class Author(Struct, array_like=True, frozen=True):
+    """Tokens [start, next author's start) were written by `who`."""
+
+    start: int
+    who: str  # student | teacher | gold
+
+
 class Outcome(Struct, array_like=True, omit_defaults=True, frozen=True):
     """A grader's verdict."""
 
@@ -50,6 +57,8 @@ class Rollout(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=
     student_topk: TopK | None = None     # the student's own top-k at sampling time, only when the method asks
     outcome: Outcome | None = None       # None: nobody graded it, which is not a reward of 0
     error: str = ""                      # the text, when finish is ERROR
+    authors: list[Author] = []           # who wrote which tokens, in order, from token 0; [] = the student all of them
+    steps: list[int] = []                # tokens at which a step of the answer begins, the first 0; [] = it is one step
 
     def __post_init__(self) -> None:
         length = len(self.completion_ids)
@@ -64,6 +73,8 @@ class Rollout(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=
         versions = [span.version for span in self.weight_spans]
         if starts != sorted(set(starts)) or versions != sorted(versions) or (starts and starts[-1] >= max(length, 1)):
             raise ValueError(f"rollout {self.id}: weight spans {starts} @ {versions} do not cover {length} tokens in order")
+        _refuse_unordered([author.start for author in self.authors], length, f"rollout {self.id}: authors")
+        _refuse_unordered(self.steps, length, f"rollout {self.id}: steps")
 
 
 class Group(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=True):
@@ -75,3 +86,9 @@ class Group(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=Tr
     born_s: float
     prompt: Prompt
     rollouts: list[Rollout]
+
+
+def _refuse_unordered(starts: list[int], length: int, what: str) -> None:
+    """Spans begin at token 0, each after the one before, and none beyond the last token."""
+    if starts and (starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= max(length, 1)):
+        raise ValueError(f"{what} begin at {starts}, which do not cover {length} tokens in order")

@@ -23,11 +23,12 @@ class Evidence(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only
     mass: Array | None = None            # float32 [G]  sum of q over the support
     entropy: Array | None = None         # float32 [G]  nats, of the whole distribution
     stop_logmass: Array | None = None    # float32 [G]  log of the sum of q over the stop ids
+    hidden: Array | None = None          # float16 [G, d]  last hidden states, for whoever has the teacher's output head
 
     def __post_init__(self) -> None:
         refuse_impossible(self.logprobs, f"teacher {self.teacher_id} on {self.rollout_id}: logprobs")
         support = self.support.logprobs if self.support is not None else None
-        columns = (support, self.mass, self.entropy, self.stop_logmass)
+        columns = (support, self.mass, self.entropy, self.stop_logmass, self.hidden)
         lengths = {len(self.logprobs)} | {len(column) for column in columns if column is not None}
         if len(lengths) > 1:
             raise ValueError(f"teacher {self.teacher_id} on {self.rollout_id}: arrays of lengths {sorted(lengths)} in one view")

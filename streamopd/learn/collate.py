@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamopd.errors import GarbageRecord
 from streamopd.layout import pad_right, predicting_positions
-from streamopd.schemas import Array
+from streamopd.schemas import Array, Evidence
 
 from .objective import Target
 from .rows import Row
@@ -21,43 +21,77 @@ from .rows import Row
 class MicroBatch(NamedTuple):
     """Rows side by side, right-padded."""
 
-    ids: Tensor              # int64 [R, L]
-    where: Tensor            # int64 [M]  flat positions in [R · L] that predict the tokens that count
-    target: Target           # of M tokens
-    weights: Tensor          # float32 [M]  relative, mean one over the step
-    temperature: Tensor      # float32 [M]  of the sampling kernel, 1 for greedy
+    ids: Tensor                 # int64 [R, L]
+    where: Tensor               # int64 [M]  flat positions in [R · L] that predict the tokens that count
+    at: Tensor                  # int64 [M]  where those tokens stand among all of the step
+    teachers: list[Evidences]   # one a teacher that is asked; the routed ones of all rows together are one
+    reference: Evidences | None
 
 
-def collate(rows: Sequence[Row], indices: NDArray[np.intp], weights: Sequence[NDArray[np.float32]], pad_id: int) -> MicroBatch:
-    """The micro-batch of `rows[indices]`; `weights[i]` are those of row i's fresh tokens."""
+class Evidences(NamedTuple):
+    """What one teacher, or the one that each row was routed to, says of M tokens."""
+
+    target: Target
+    hidden: Tensor | None       # float16 [M, d]  instead of a support
+    teacher: list[str]          # whose, by row
+    rows: Tensor                # int64 [M]  which of those
+
+
+def collate(rows: Sequence[Row], indices: NDArray[np.intp], pad_id: int) -> MicroBatch:
+    """The micro-batch of `rows[indices]`."""
     chosen = [rows[i] for i in indices]
     ids_RL = pad_right([np.concatenate([row.prompt, row.completion[:-1]]) for row in chosen], pad_id)
     where = predicting_positions([len(row.prompt) for row in chosen], [len(row.completion) for row in chosen], ids_RL.shape[1])
     fresh = np.concatenate([row.fresh for row in chosen])
-    counts = [int(row.fresh.sum()) for row in chosen]
-    kernels = np.array([row.rollout.temperature or 1.0 for row in chosen], np.float32)
+    counts = [int(row.fresh.sum()) for row in rows]
+    ends = np.cumsum(counts)
     return MicroBatch(
         ids=torch.from_numpy(ids_RL),
         where=torch.from_numpy(where[fresh]),
-        target=_target(chosen, fresh),
-        weights=torch.from_numpy(np.concatenate([weights[i] for i in indices])),
-        temperature=torch.from_numpy(np.repeat(kernels, counts)),
+        at=torch.from_numpy(np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in indices])),
+        teachers=[_evidences(chosen, [row.teachers[j] for row in chosen], fresh) for j in range(_teachers(chosen))],
+        reference=_reference(chosen, fresh),
     )
 
 
-def _target(rows: Sequence[Row], fresh: NDArray[np.bool_]) -> Target:
+def _teachers(rows: Sequence[Row]) -> int:
+    """How many speak of every row."""
+    counts = {len(row.teachers) for row in rows}
+    if len(counts) > 1:
+        raise GarbageRecord(f"Answers of one step have {sorted(counts)} teachers' views; each needs the same number.")
+    return counts.pop()
+
+
+def _reference(rows: Sequence[Row], fresh: NDArray[np.bool_]) -> Evidences | None:
+    views = [row.reference for row in rows]
+    present = [view for view in views if view is not None]
+    return _evidences(rows, present, fresh) if len(present) == len(views) else None
+
+
+def _evidences(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_]) -> Evidences:
+    counts = [int(row.fresh.sum()) for row in rows]
+    hidden = _column([view.hidden for view in views], fresh)
+    return Evidences(
+        target=_target(rows, views, fresh, hidden is not None), hidden=hidden,
+        teacher=[view.teacher_id for view in views], rows=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+    )
+
+
+def _target(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_], hidden: bool) -> Target:
     sampled = np.concatenate([row.completion for row in rows])[fresh]
-    supports = [row.view.support for row in rows]
-    if any(support is None for support in supports):
-        raise GarbageRecord(f"The evidence on rollout {rows[supports.index(None)].rollout.id} has no support to learn from.")
+    supports = [view.support for view in views]
+    if any(support is None for support in supports) and not hidden:
+        raise GarbageRecord(f"The evidence on rollout {views[supports.index(None)].rollout_id} has no support to learn from.")
     logp = [support.logprobs.numpy() for support in supports if support is not None]
     ids = [support.ids.numpy() for support in supports if support is not None and support.ids is not None]
     return Target(
         sampled=torch.from_numpy(sampled.astype(np.int64)),
-        support=torch.from_numpy(_stack(logp, -np.inf)[fresh]).float(),
+        support=torch.from_numpy(_stack(logp, -np.inf)[fresh]).float() if logp else torch.zeros(len(sampled), 0),
         ids=torch.from_numpy(_stack(ids, -1)[fresh]).long() if ids else None,
-        mass=_column([row.view.mass for row in rows], fresh),
-        stop_logmass=_column([row.view.stop_logmass for row in rows], fresh),
+        mass=_column([view.mass for view in views], fresh),
+        stop_logmass=_column([view.stop_logmass for view in views], fresh),
+        logp=_column([view.logprobs for view in views], fresh),
+        entropy=_column([view.entropy for view in views], fresh),
     )
 
 
@@ -74,6 +108,6 @@ def _stack(parts: Sequence[NDArray[np.generic]], fill: float) -> NDArray[np.gene
 
 
 def _column(arrays: Sequence[Array | None], fresh: NDArray[np.bool_]) -> Tensor | None:
-    """[M], or None when a view lacks it."""
+    """[M] or [M, d], or None when a view lacks it."""
     present = [array.numpy() for array in arrays if array is not None]
     return torch.from_numpy(np.concatenate(present)[fresh]) if len(present) == len(arrays) else None

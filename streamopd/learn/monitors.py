@@ -19,25 +19,31 @@ REPEAT_PERIOD = 4
 
 
 class Tokens(NamedTuple):
-    """Columns of T trained tokens."""
+    """Columns of T trained tokens; None where nobody can know them."""
 
-    kl: Floats
-    logp: Floats           # log p(sampled) of the live student
-    kernel_logp: Floats    # the same through the temperature that sampled
+    logp: Floats                 # log p(written id) of the live student
+    kernel_logp: Floats          # the same through the temperature that sampled
     entropy: Floats
-    student_mass: Floats
-    teacher_mass: Floats
     stop_logp: Floats
+    kl: Floats | None            # from the teacher
+    student_mass: Floats | None  # on the support
+    teacher_mass: Floats | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """One after another."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
 def describe_rows(rows: Sequence[Row], tokens: Tokens, exact: bool) -> dict[str, float]:
     """Monitors of the trained tokens; `rows` in the order of `tokens`. A figure nobody can know is absent, not 0."""
     ages = np.concatenate([row.ages[row.fresh] for row in rows])
-    figures = {
-        "kl" if exact else "kl_bound": _mean(tokens.kl),
+    of_teacher = {
+        "kl" if exact else "kl_bound": tokens.kl, "student_mass": tokens.student_mass, "teacher_mass": tokens.teacher_mass
+    }
+    figures = {name: _mean(column) for name, column in of_teacher.items() if column is not None} | {
         "entropy": _mean(tokens.entropy),
-        "student_mass": _mean(tokens.student_mass),
-        "teacher_mass": _mean(tokens.teacher_mass),
         "age_mean": _mean(ages),
         "age_max": float(ages.max()),
         "age_p95": float(np.percentile(ages, 95)),
@@ -47,9 +53,10 @@ def describe_rows(rows: Sequence[Row], tokens: Tokens, exact: bool) -> dict[str,
 
 
 def _entropy_gap(rows: Sequence[Row], tokens: Tokens) -> dict[str, float]:
-    if any(row.view.entropy is None for row in rows):
+    told = [row.view.entropy.numpy()[row.fresh] for row in rows if row.view is not None and row.view.entropy is not None]
+    if len(told) < len(rows):
         return {}
-    teacher = np.concatenate([row.view.entropy.numpy()[row.fresh] for row in rows if row.view.entropy is not None])
+    teacher = np.concatenate(told)
     return {"entropy_gap": _mean(np.abs(teacher - tokens.entropy))}
 
 
@@ -73,7 +80,7 @@ def _stop_gap(rows: Sequence[Row], tokens: Tokens) -> dict[str, float]:
     gaps = [
         float(row.view.stop_logmass.numpy()[-1] - tokens.stop_logp[end])
         for row, end in zip(rows, ends, strict=True)
-        if row.rollout.finish is Finish.STOP and row.fresh[-1] and row.view.stop_logmass is not None
+        if row.rollout.finish is Finish.STOP and row.fresh[-1] and row.view is not None and row.view.stop_logmass is not None
     ]
     return {"stop_gap": float(np.mean(gaps))} if gaps else {}
 

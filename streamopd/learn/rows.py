@@ -21,9 +21,23 @@ class Row(NamedTuple):
 
     seq: int
     rollout: Rollout
-    view: Evidence
+    views: list[Evidence]      # of the teachers, then of the reference; none when the method listens to nobody
+    peers: list[Rollout]       # its whole group
     ages: NDArray[np.int32]    # [G]
     fresh: NDArray[np.bool_]   # [G] the tokens that count
+
+    @property
+    def teachers(self) -> list[Evidence]:
+        return [view for view in self.views if view.role == "teacher"]
+
+    @property
+    def reference(self) -> Evidence | None:
+        return next((view for view in self.views if view.role == "reference"), None)
+
+    @property
+    def view(self) -> Evidence | None:
+        """The first teacher's, which speaks for all where monitors want one."""
+        return next(iter(self.teachers), None)
 
     @property
     def prompt(self) -> NDArray[np.int32]:
@@ -72,11 +86,10 @@ def _row(item: Scored, index: int, n: int, max_age: int) -> Row | None:
     fresh = fresh_mask(ages, max_age)
     if not keep_answer(fresh):
         return None
-    assert item.views[index], f"rollout {rollout.id} reached the learner without evidence"
-    view = item.views[index][0]
-    assert view.rollout_id == rollout.id, f"evidence of {view.rollout_id} lies at rollout {rollout.id}"
-    assert len(view.logprobs) == len(rollout.completion_ids), f"evidence of rollout {rollout.id} has another length"
-    return Row(item.group.prompt.seq, rollout, view, ages, fresh)
+    for view in item.views[index]:
+        assert view.rollout_id == rollout.id, f"evidence of {view.rollout_id} lies at rollout {rollout.id}"
+        assert len(view.logprobs) == len(rollout.completion_ids), f"evidence of rollout {rollout.id} has another length"
+    return Row(item.group.prompt.seq, rollout, item.views[index], item.group.rollouts, ages, fresh)
 
 
 def _bin(length: int) -> str:

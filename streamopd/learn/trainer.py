@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -16,17 +16,19 @@ from torch import Tensor
 from streamopd.errors import GarbageRecord, StreamopdError, UserError
 from streamopd.layout import cut_micro_batches
 from streamopd.schemas import Batch, Fate
-from streamopd.slots import FullVocabulary, Method
+from streamopd.slots import Method
 
 from .collate import MicroBatch, collate
-from .freshness import age_weights
+from .hearing import hear, load_head
+from .known import known_of
 from .monitors import Tokens, describe_answers, describe_rows
-from .objective import Target, Verdict, judge, overlap
+from .objective import Known, Look, Observed, Verdict, instruct, judge, overlap
 from .rows import Row, Sorted, sort_out
 from .schedule import Schedule, lr_at
 from .student import Adapter, Student
 
 STATE_FILE = "trainer.safetensors"
+MAX_LOGITS = 16 << 20  # floats of logits that exist at once
 OVERLAP_TOKENS = 256  # of a step are looked at for `overlap_ratio`: sorting whole vocabularies is not free
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -57,14 +59,18 @@ class Trainer:
     def __init__(
         self, folder: Path, method: Method, *, schedule: Schedule, adam: AdamW, adapter: Adapter | None, dtype: str,
         stop_ids: Sequence[int], pad_id: int, max_age: int, micro_batch_tokens: int, head_chunk: int, seed: int,
+        teachers: Mapping[str, Path] | None = None,
     ) -> None:
+        """`teachers`: folders by id, for views that come as hidden states and are read through the teacher's output head."""
         torch.manual_seed(seed)  # adapters begin at random
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.student = Student(folder, dtype, adapter, device)
         self.method = method
         self.schedule, self.adam = schedule, adam
         self.stop_ids, self.pad_id, self.max_age = tuple(stop_ids), pad_id, max_age
-        self.micro_batch_tokens, self.head_chunk = micro_batch_tokens, head_chunk
+        self.micro_batch_tokens = micro_batch_tokens
+        self.head_chunk = max(1, min(head_chunk, MAX_LOGITS // self.student.vocab_size))
+        self.teachers, self._heads = dict(teachers or {}), dict[str, Tensor]()
         self.moved: Callable[[], None] = lambda: None  # called after each micro-batch: a long step is not a hung one
         self.parameters = self.student.trained
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.lr, betas=adam.betas, fused=True)
@@ -93,27 +99,31 @@ class Trainer:
     def _learn(self, n: int, rows: Sequence[Row]) -> dict[str, float]:
         """Gradients of the mean over all fresh tokens of the step; however they are cut, the sum is the same."""
         self.optimizer.zero_grad(set_to_none=True)
-        weights = _step_weights(rows, self.method)
-        total = sum(len(part) for part in weights)
+        method = self.method.at(n / self.schedule.max_steps if self.schedule.max_steps else 0.0)
+        known = known_of(rows, n, method)
+        orders = self._survey(rows, known, method) if method.surveys else None
         loss, seen, overlaps, order = 0.0, [], [], []
-        for indices in cut_micro_batches([row.length for row in rows], self.micro_batch_tokens):
-            micro = collate(rows, indices, weights, self.pad_id)
-            self._refuse_foreign_ids(micro, [rows[i] for i in indices])
-            part, columns, shared = self._backward(micro, total, stride=max(1, total // OVERLAP_TOKENS))
+        for chosen, micro in self._micro_batches(rows):
+            part, columns, shared = self._backward(micro, known, method, orders)
             self.moved()
             if not np.isfinite(part):
-                raise StreamopdError(self._blame(n, [rows[i] for i in indices], "loss"))
+                raise StreamopdError(self._blame(n, chosen, "loss", method))
             loss += part
             seen.append(columns)
             overlaps.append(shared)
-            order += [rows[i] for i in indices]
-        tokens = Tokens(*(torch.cat(column).numpy() for column in zip(*seen, strict=True)))
-        exact = isinstance(self.method.support, FullVocabulary)
-        return {"loss": loss, "overlap_ratio": float(torch.cat(overlaps).mean())} | describe_rows(order, tokens, exact)
+            order += chosen
+        figures = {"loss": loss} | describe_rows(order, Tokens.joined(seen), self.method.exact)
+        return figures | ({"overlap_ratio": float(torch.cat(overlaps).mean())} if overlaps[0] is not None else {})  # type: ignore[arg-type]
+
+    def _micro_batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], MicroBatch]]:
+        for indices in cut_micro_batches([row.length for row in rows], self.micro_batch_tokens):
+            micro, chosen = collate(rows, indices, self.pad_id), [rows[int(i)] for i in indices]
+            self._refuse_foreign_ids(micro, chosen)
+            yield chosen, micro
 
     def _refuse_foreign_ids(self, micro: MicroBatch, rows: Sequence[Row]) -> None:
         """An index beyond the vocabulary would end the process without a word on a GPU."""
-        given = (micro.ids, micro.target.sampled, micro.target.ids)
+        given = [micro.ids, *(ids for view in micro.teachers for ids in (view.target.sampled, view.target.ids))]
         highest = max(int(ids.max()) for ids in given if ids is not None and ids.numel())
         if highest >= self.student.vocab_size:
             raise GarbageRecord(
@@ -121,38 +131,71 @@ class Trainer:
                 f"{self.student.vocab_size}. Student and teacher need one tokenizer."
             )
 
-    def _backward(self, micro: MicroBatch, total: int, stride: int) -> tuple[float, list[Tensor], Tensor]:
-        """Accumulate one micro-batch's share of the gradient: (its loss, columns of `Tokens`, overlap of every `stride`th).
+    @torch.no_grad()
+    def _survey(self, rows: Sequence[Row], known: Known, method: Method) -> Tensor:
+        """Orders [branches, T] of a step whose tokens must all be seen before one of them can be told anything."""
+        facts: dict[str, Tensor] = {}
+        for _, micro in self._micro_batches(rows):
+            states_MD = self._states(micro)
+            for part, look in self._looks(states_MD, micro, known, method):
+                for name, column_N in Observed(look, method).items():
+                    facts.setdefault(name, torch.zeros(len(known.ids)))[micro.at[part]] = column_N.float().cpu()
+            self.moved()
+        return instruct(facts, known, method)
+
+    def _backward(
+        self, micro: MicroBatch, known: Known, method: Method, orders: Tensor | None
+    ) -> tuple[float, Tokens, Tensor | None]:
+        """Accumulate one micro-batch's share of the gradient: (its loss, its monitors, overlap of a few tokens).
 
         The head runs chunk by chunk, each back-propagated at once into a copy of the hidden states: logits of one chunk
         exist at a time, and none is computed twice.
         """
-        device = self.student.device
-        hidden_MD = self.student.read(micro.ids.to(device)).flatten(0, 1)[micro.where.to(device)]
+        total, stride = len(known.ids), max(1, len(known.ids) // OVERLAP_TOKENS)
+        hidden_MD = self._states(micro)
         states_MD = hidden_MD.detach().requires_grad_()
-        loss, columns, overlaps = torch.zeros((), device=device), [], []
+        loss, columns, overlaps = torch.zeros((), device=hidden_MD.device), [], []
+        for part, look in self._looks(states_MD, micro, known, method):
+            told = None if orders is None else orders[:, micro.at[part]].to(hidden_MD.device)
+            verdict = judge(look, method, told)
+            share = (verdict.loss * look.known.weight).sum() / total
+            if share.requires_grad:
+                share.backward()
+            loss += share.detach()
+            columns.append(_columns(verdict))
+            overlaps += [overlap(look, _overlap_k(method, self.student.vocab_size), stride)] if look.views.teacher is not None else []
+        if states_MD.grad is not None:
+            hidden_MD.backward(states_MD.grad)
+        return float(loss), Tokens.joined(columns), torch.cat(overlaps).cpu() if overlaps else None
+
+    def _states(self, micro: MicroBatch) -> Tensor:
+        """Last hidden states [M, D] that predict the tokens that count."""
+        device = self.student.device
+        return self.student.read(micro.ids.to(device)).flatten(0, 1)[micro.where.to(device)]
+
+    def _looks(self, states_MD: Tensor, micro: MicroBatch, known: Known, method: Method) -> Iterator[tuple[slice, Look]]:
+        """The student's logits beside what the teachers say, a chunk of tokens at a time."""
+        device = self.student.device
         for start in range(0, len(states_MD), self.head_chunk):
             part = slice(start, start + self.head_chunk)
-            target = Target(*(None if column is None else column[part].to(device) for column in micro.target))  # type: ignore[arg-type]
-            logits_NV = self.student.speak(states_MD[part])
-            verdict = judge(logits_NV, target, self.method, self.stop_ids)
-            share = (verdict.loss * micro.weights[part].to(device)).sum() / total
-            share.backward()
-            loss += share.detach()
-            columns.append(_columns(verdict, logits_NV, target, micro.temperature[part]))
-            overlaps.append(self._overlap(logits_NV, target, stride))
-        hidden_MD.backward(states_MD.grad)
-        return float(loss), [torch.cat(column).cpu() for column in zip(*columns, strict=True)], torch.cat(overlaps).cpu()
+            views = hear(micro, part, method.teachers, self._head, self.stop_ids, device)
+            yield part, Look(self.student.speak(states_MD[part]), views, known.at(micro.at[part]).to(device), self.stop_ids)
 
-    @torch.no_grad()
-    def _overlap(self, logits_NV: Tensor, target: Target, stride: int) -> Tensor:
-        few = Target(*(None if column is None else column[::stride] for column in target))  # type: ignore[arg-type]
-        return overlap(logits_NV[::stride], few, _overlap_k(self.method, logits_NV.shape[1]))
+    def _head(self, teacher_id: str) -> Tensor:
+        if teacher_id not in self._heads:
+            if teacher_id not in self.teachers:
+                raise UserError(
+                    f"Teacher {teacher_id!r} sends hidden states, and the learner has no folder of its model to read them by. "
+                    f"Set teachers.{teacher_id}.model, or choose a method that asks for log-probs."
+                )
+            self._heads[teacher_id] = load_head(self.teachers[teacher_id]).to(self.student.device)
+        return self._heads[teacher_id]
 
     def _update(self, n: int, rows: Sequence[Row]) -> dict[str, float]:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
         if not bool(torch.isfinite(norm)):
-            raise StreamopdError(self._blame(n, rows, "gradient"))
+            raise StreamopdError(self._blame(n, rows, "gradient", self.method.at(0.0)))
         clipped = 0 < self.adam.max_grad_norm < float(norm)
         if clipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.adam.max_grad_norm, norm)
@@ -161,9 +204,9 @@ class Trainer:
         self.optimizer.step()
         return {"grad_norm": float(norm), "clip_fraction": float(clipped)}
 
-    def _blame(self, n: int, rows: Sequence[Row], what: str) -> str:
+    def _blame(self, n: int, rows: Sequence[Row], what: str, method: Method) -> str:
         """Name the answer that breaks the step; each is tried alone, nothing is stepped."""
-        guilty = next((row for row in rows if self._breaks(row)), None)
+        guilty = next((row for row in rows if self._breaks(n, row, method)), None)
         where = f"rollout {guilty.rollout.id} (seq {guilty.seq})" if guilty else f"no single rollout of its {len(rows)}"
         self.optimizer.zero_grad(set_to_none=True)
         return (
@@ -171,9 +214,11 @@ class Trainer:
             "Look at the rollout and its evidence, lower learn.lr, or set student.dtype = \"float32\"."
         )
 
-    def _breaks(self, row: Row) -> bool:
+    def _breaks(self, n: int, row: Row, method: Method) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
-        loss, _, _ = self._backward(collate([row], np.array([0]), _step_weights([row], self.method), self.pad_id), 1, 1)
+        known = known_of([row], n, method)
+        orders = self._survey([row], known, method) if method.surveys else None
+        loss, _, _ = self._backward(collate([row], np.array([0]), self.pad_id), known, method, orders)
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         return not (np.isfinite(loss) and bool(torch.isfinite(torch.nn.utils.get_total_norm(grads))))
 
@@ -231,27 +276,14 @@ class Trainer:
                 )
 
 
-def _step_weights(rows: Sequence[Row], method: Method) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    """Relative weights of each row's fresh tokens, mean one over all of them."""
-    ages = [row.ages[row.fresh] for row in rows]
-    together = age_weights(np.concatenate(ages), method.age_weight)
-    return np.split(together, np.cumsum([len(part) for part in ages])[:-1])  # type: ignore[return-value]
-
-
-def _columns(verdict: Verdict, logits_NV: Tensor, target: Target, temperature: Tensor) -> list[Tensor]:
-    """`Tokens` of a chunk, without gradient."""
-    kernel_logp = verdict.logp
-    if bool((temperature != 1).any()):
-        hot_NV = logits_NV.detach() / temperature.to(logits_NV.device)[:, None]
-        kernel_logp = (hot_NV.gather(1, target.sampled[:, None]) - hot_NV.logsumexp(1, keepdim=True))[:, 0]
-    return [
-        verdict.kl, verdict.logp, kernel_logp, verdict.entropy, verdict.student_mass, verdict.teacher_mass, verdict.stop_logp
-    ]
+def _columns(verdict: Verdict) -> Tokens:
+    """Monitors of a chunk, without gradient."""
+    return Tokens(*(None if column is None else column.detach().cpu().numpy() for column in verdict[1:]))  # type: ignore[arg-type]
 
 
 def _overlap_k(method: Method, vocab_size: int) -> int:
     """16, as the field measures it; on a small vocabulary less, or it would always be near 1."""
-    asked = 16 if isinstance(method.support, FullVocabulary) else method.support.teacher_k or 16
+    asked = method.evidence.teacher_k or 16
     return max(1, min(asked, vocab_size // 4))
 
 

@@ -5,7 +5,7 @@
 A lower bound of KL(p‖q), printed as `kl_bound`. Tail bucket: arXiv 2608.14728; union: measured, see docs/architecture.md.
 """
 
-from streamopd.slots import Method, ReverseKL, Union
+from streamopd.slots import Branch, Method, ReverseKL, Union
 
 DEFAULT = Method(
     name="default",
@@ -13,6 +13,5 @@ DEFAULT = Method(
     paper="arXiv 2608.14728",
     formula="Σ_{v ∈ S ∪ tail} p (log p − log q)",
     evidence_level="default",
-    support=Union(student_k=16, teacher_k=16, remainder="tail"),
-    divergence=ReverseKL(),
+    branches=(Branch(support=Union(student_k=16, teacher_k=16, remainder="tail"), loss=ReverseKL()),),
 )

@@ -5,7 +5,7 @@
 Exact, for vocabularies small enough to send [G, V].
 """
 
-from streamopd.slots import ForwardKL, FullVocabulary, Method
+from streamopd.slots import Branch, ForwardKL, FullVocabulary, Method
 
 FORWARD_KL = Method(
     name="forward_kl",
@@ -13,6 +13,5 @@ FORWARD_KL = Method(
     paper="arXiv 2306.13649",
     formula="Σ_v q (log q − log p)",
     evidence_level="reproduces",
-    support=FullVocabulary(),
-    divergence=ForwardKL(),
+    branches=(Branch(support=FullVocabulary(), loss=ForwardKL()),),
 )

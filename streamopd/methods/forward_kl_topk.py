@@ -5,7 +5,7 @@
 A lower bound of the divergence of GKD with beta = 0 (arXiv 2306.13649).
 """
 
-from streamopd.slots import ForwardKL, Method, Union
+from streamopd.slots import Branch, ForwardKL, Method, Union
 
 FORWARD_KL_TOPK = Method(
     name="forward_kl_topk",
@@ -13,6 +13,5 @@ FORWARD_KL_TOPK = Method(
     paper="arXiv 2306.13649",
     formula="Σ_{v ∈ S ∪ tail} q (log q − log p)",
     evidence_level="inspired by",
-    support=Union(student_k=16, teacher_k=64, remainder="tail"),
-    divergence=ForwardKL(),
+    branches=(Branch(support=Union(student_k=16, teacher_k=64, remainder="tail"), loss=ForwardKL()),),
 )

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from streamopd.learn.schedule import Schedule
 from streamopd.learn.trainer import AdamW, Trainer
 from streamopd.schemas import Array, Batch, Evidence, Finish, Group, Outcome, Prompt, Rollout, Scored, Span, TopK
-from streamopd.slots import ForwardKL, FullVocabulary, Method
+from streamopd.slots import Branch, ForwardKL, FullVocabulary, Method
 
-FULL = Method(name="full", summary="", support=FullVocabulary(), divergence=ForwardKL())
+FULL = Method(name="full", summary="", branches=(Branch(support=FullVocabulary(), loss=ForwardKL()),))
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def _support(
     rng: np.random.Generator, logp_GV: NDArray[np.float64], sampled: NDArray[np.int32], method: Method
 ) -> tuple[TopK, NDArray[np.float64]]:
     """The whole vocabulary, or ragged rows: the best 3, the stop id, the sampled id and a few at random."""
-    if isinstance(method.support, FullVocabulary):
+    if isinstance(method.branches[0].support, FullVocabulary):
         return TopK(None, Array.of(logp_GV, "float32")), np.ones(len(sampled))
     rows = [
         sorted({*np.argsort(-row)[:3].tolist(), 2, int(y), *rng.integers(0, len(row), rng.integers(0, 4)).tolist()})

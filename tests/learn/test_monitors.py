@@ -12,7 +12,7 @@ import pytest
 from streamopd.learn.monitors import describe_answers
 from streamopd.learn.trainer import Trainer
 from streamopd.schemas import Array, Batch, Evidence, Finish, Rollout, Span
-from streamopd.slots import Method, Union
+from streamopd.slots import Branch, Method, Union
 
 TrainerOpener = Callable[..., Trainer]
 BatchMaker = Callable[..., Batch]
@@ -37,7 +37,7 @@ def test_every_figure_has_its_fixed_name(tied: Path, open_trainer: TrainerOpener
 
 
 def test_a_bound_is_never_called_a_divergence(tied: Path, open_trainer: TrainerOpener, make_batch: BatchMaker) -> None:
-    union = Method(name="u", summary="", support=Union(student_k=0, teacher_k=3))
+    union = Method(name="u", summary="", branches=(Branch(support=Union(student_k=0, teacher_k=3)),))
     metrics = open_trainer(tied, union).train(make_batch(method=union)).metrics
     assert "kl" not in metrics
     assert metrics["kl_bound"] == pytest.approx(metrics["loss"], rel=1e-5)

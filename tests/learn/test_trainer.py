@@ -23,11 +23,13 @@ from streamopd.learn.student import Adapter
 from streamopd.learn.trainer import Trainer
 from streamopd.schemas import Array, Batch, Fate, Finish, Scored, Span, TopK
 from streamopd.score.local import LocalTeacher
-from streamopd.slots import AgeDecay, ForwardKL, FullVocabulary, Method, ReverseKL, Union
+from streamopd.slots import AgeDecay, Branch, ForwardKL, FullVocabulary, Method, ReverseKL, Union
 
-FULL = Method(name="full", summary="", support=FullVocabulary(), divergence=ForwardKL())
-UNION = Method(name="union", summary="", support=Union(student_k=0, teacher_k=3), divergence=ReverseKL())
-DECAY = Method(name="decay", summary="", support=Union(student_k=0, teacher_k=3), age_weight=AgeDecay(half_life_steps=1.0))
+FULL = Method(name="full", summary="", branches=(Branch(support=FullVocabulary(), loss=ForwardKL()),))
+UNION = Method(name="union", summary="", branches=(Branch(support=Union(student_k=0, teacher_k=3), loss=ReverseKL()),))
+DECAY = Method(
+    name="decay", summary="", branches=(Branch(support=Union(student_k=0, teacher_k=3)),), age_weight=AgeDecay(half_life_steps=1.0)
+)
 LORA = Adapter(rank=4, alpha=8.0, target_modules=("q_proj", "down_proj"))
 TrainerOpener = Callable[..., Trainer]
 BatchMaker = Callable[..., Batch]

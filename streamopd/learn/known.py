@@ -1,0 +1,104 @@
+"""What is known of the tokens of a step before the model is asked: columns of all fresh tokens, row after row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from streamopd.schemas import Rollout
+from streamopd.slots import Advantage, Method, Trusted
+
+from .advantage import advantages
+from .freshness import age_weights
+from .objective import Known
+from .objective.route import AUTHORS
+from .rows import Row
+
+Column = NDArray[np.generic]
+
+
+def known_of(rows: Sequence[Row], n: int, method: Method) -> Known:
+    """The columns of step `n`, [T]."""
+    ours = {id(row): i for i, row in enumerate(rows)}
+    told = {row.seq: _group_says(row, method) for row in rows}
+    return Known(
+        row=_spread(rows, lambda row: ours[id(row)], np.int64),
+        group=_spread(rows, lambda row: row.seq, np.int64),
+        position=_column(rows, lambda row: np.arange(len(row.completion)), np.int64),
+        segment=_column(rows, lambda row: starts_to_index(row.rollout.steps, len(row.completion)), np.int64),
+        ids=_column(rows, lambda row: row.completion, np.int64),
+        author=_column(rows, lambda row: authors_of(row.rollout), np.int64),
+        logmu=_column(rows, lambda row: row.rollout.logprobs.numpy(), np.float32),
+        temperature=_spread(rows, lambda row: row.rollout.temperature or 1.0, np.float32),
+        correct=_spread(rows, lambda row: _correct(row.rollout), np.float32),
+        pass_rate=_spread(rows, lambda row: told[row.seq][0], np.float32),
+        advantage=_spread(rows, lambda row: told[row.seq][1].get(row.rollout.id, 0.0), np.float32),
+        uniform=_column(rows, lambda row: _uniforms(row, n) if _tosses(method) else np.zeros(len(row.completion)), np.float32),
+        weight=torch.from_numpy(_weights(rows, method)),
+    )
+
+
+def authors_of(rollout: Rollout) -> NDArray[np.int64]:
+    """[G] index into AUTHORS of who wrote each token."""
+    if not rollout.authors:
+        return np.zeros(len(rollout.completion_ids), np.int64)
+    spans = starts_to_index([author.start for author in rollout.authors], len(rollout.completion_ids))
+    return np.array([AUTHORS.index(author.who) for author in rollout.authors])[spans]
+
+
+def starts_to_index(starts: Sequence[int], length: int) -> NDArray[np.int64]:
+    """[G] which span each token lies in; no starts: one span."""
+    begins = np.zeros(length, np.int64)
+    begins[list(starts[1:])] = 1
+    return begins.cumsum()
+
+
+def _group_says(row: Row, method: Method) -> tuple[float, dict[str, float]]:
+    """The share of correct answers among those graded, and the advantage of each by rollout id."""
+    graded = [(r.id, r.outcome) for r in row.peers if r.outcome is not None]
+    verdicts = [outcome.correct for _, outcome in graded if outcome.correct is not None]
+    setting = next((branch.loss for branch in method.branches if isinstance(branch.loss, Advantage)), None)
+    rewards = np.array([outcome.reward for _, outcome in graded], np.float64)
+    found = advantages(rewards, setting) if setting else np.zeros(len(graded))
+    return (
+        float(np.mean(verdicts)) if verdicts else float("nan"),
+        {name: float(value) for (name, _), value in zip(graded, found, strict=True)},
+    )
+
+
+def _correct(rollout: Rollout) -> float:
+    verdict = rollout.outcome.correct if rollout.outcome is not None else None
+    return float("nan") if verdict is None else float(verdict)
+
+
+def _tosses(method: Method) -> bool:
+    return any(isinstance(slot, Trusted) for slot in method.slots)
+
+
+def _uniforms(row: Row, n: int) -> NDArray[np.float32]:
+    """The token's own coin at this step, however the step is cut."""
+    seed = xxhash.xxh3_64_intdigest(f"{row.rollout.id}@{n}".encode())
+    return np.random.Generator(np.random.Philox(seed)).random(len(row.completion), np.float32)
+
+
+def _weights(rows: Sequence[Row], method: Method) -> NDArray[np.float32]:
+    """By age, relative: mean one over the step. "answer_mean": every answer as a whole counts the same."""
+    ages = np.concatenate([row.ages[row.fresh] for row in rows])
+    weights = age_weights(ages, method.age_weight)
+    if method.reduce == "answer_mean":
+        counts = np.array([int(row.fresh.sum()) for row in rows])
+        weights = weights * np.repeat(len(ages) / (len(rows) * counts), counts).astype(np.float32)
+    return weights
+
+
+def _column(rows: Sequence[Row], of: Callable[[Row], Column], dtype: type[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([of(row)[row.fresh] for row in rows]).astype(dtype))
+
+
+def _spread(rows: Sequence[Row], of: Callable[[Row], float], dtype: type[np.generic]) -> torch.Tensor:
+    """A value of each row, on all its tokens."""
+    return torch.from_numpy(np.repeat([of(row) for row in rows], [int(row.fresh.sum()) for row in rows]).astype(dtype))

@@ -1,0 +1,234 @@
+"""A method: its paper, and the composition of slots that it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import msgspec
+from msgspec import Struct
+
+from .age import AgeWeight, NoAgeWeight
+from .behaviour import Behaviour, OnPolicy, TeacherMembers
+from .correction import Correction, NoCorrection
+from .loss import (
+    Advantage,
+    ArgmaxCrossEntropy,
+    Entropy,
+    Form,
+    GoldOrGuess,
+    Likelihood,
+    ListwiseRanking,
+    Loss,
+    Power,
+    ReferenceKL,
+    ReverseKL,
+)
+from .pool import Routed, Teachers
+from .route import Always, Correct, Incorrect, When
+from .select import Everything, Select
+from .shape import Baseline, MarginShift, OutcomeGate, Shape
+from .slot import Scalar, Slot, inside, settled
+from .support import FullVocabulary, Intersection, StudentTop, Support, TeacherTop, Union, VocabularySlice
+from .target import Extrapolate, Target, Teacher
+from .weight import ChangePoint, GroupSoftmax, PassRate, Teachability, Weight
+
+AGREEMENT_K = 16  # of the student's ids, where a fact speaks of its top k and the slot does not say which
+
+
+class EvidenceRequest(Struct, frozen=True):
+    """What a teacher must return for a method; derived from its slots, never written by hand."""
+
+    full: bool                # [G, V] float32
+    teacher_k: int            # own top-k
+    student_ids: bool         # log-probs on the student's own top-k ids
+    sampled: bool
+    stop: bool
+    tail: bool = True         # what the support leaves out is one cell, so that fewer ids only loosen a bound
+    slice_ids: tuple[int, ...] = ()  # log-probs on these ids at every token
+    hidden: bool = False      # last hidden states [G, d]
+
+
+class Branch(Slot, frozen=True, kw_only=True):
+    """One term of the loss: what the tokens that `when` lets in are told, and how much it counts."""
+
+    when: When = Always()
+    target: Target = Teacher()
+    support: Support = Union()
+    loss: Loss = ReverseKL()
+    form: Form = "direct"
+    shape: tuple[Shape, ...] = ()
+    weight: tuple[Weight, ...] = ()
+    scale: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        pg_only, direct_only = (Power, Advantage, GoldOrGuess), (Entropy, ReferenceKL, ListwiseRanking, ArgmaxCrossEntropy)
+        name = type(self.loss).__name__
+        if isinstance(self.loss, pg_only) and self.form != "policy_gradient":
+            raise ValueError(f'{name} is a coefficient of the written token: its form is "policy_gradient", not "{self.form}".')
+        if isinstance(self.loss, direct_only) and self.form != "direct":
+            raise ValueError(f'{name} sums over candidates: its form is "direct", not "{self.form}".')
+        if self.shape and self.form != "policy_gradient":
+            raise ValueError(f'A shape bends coefficients of form "policy_gradient"; this branch is "{self.form}".')
+        if isinstance(self.support, TeacherTop | StudentTop | Intersection) and self.support.k == 1 and self.support.remainder == "renorm":
+            raise ValueError("One id that takes all mass on both sides says nothing: its divergence is 0. Raise k, or keep the tail.")
+
+
+class Stage(Slot, frozen=True, kw_only=True):
+    """What a method is until progress `until` of the run."""
+
+    until: float
+    branches: tuple[Branch, ...]
+    behaviour: Behaviour = OnPolicy()
+
+
+class Method(Struct, frozen=True, kw_only=True):
+    """A method is a composition of slots, with its paper.
+
+    `routing`: "additive" adds all branches, "exclusive" gives a token to the first that lets it in. `stages` come in turn and
+    replace branches and behaviour; `at` says what holds at a moment of the run.
+    """
+
+    name: str
+    summary: str
+    paper: str = ""
+    formula: str = ""
+    evidence_level: Literal["reproduces", "inspired by", "default"] = "inspired by"
+    note: str = ""                                # why "inspired by": what is not the paper's
+    alias_of: str = ""                            # the method whose composition this is, under another name
+    suggests: tuple[tuple[str, str], ...] = ()    # keys of the run file and the paper's values, for people
+    behaviour: Behaviour = OnPolicy()
+    teachers: Teachers = Routed()
+    select: Select = Everything()
+    branches: tuple[Branch, ...] = (Branch(),)
+    routing: Literal["additive", "exclusive"] = "additive"
+    stages: tuple[Stage, ...] = ()
+    correction: Correction = NoCorrection()
+    reduce: Literal["token_mean", "answer_mean"] = "token_mean"
+    age_weight: AgeWeight = NoAgeWeight()
+
+    COMPUTED: ClassVar = (
+        "behaviour", "teachers", "select", "branches", "routing", "stages", "correction", "reduce", "age_weight",
+    )
+
+    @property
+    def digest(self) -> str:
+        """Of the settings that change what is computed, not of the words."""
+        body = msgspec.json.encode([getattr(self, name) for name in self.COMPUTED])
+        return hashlib.sha256(body).hexdigest()[:16]
+
+    def at(self, progress: float) -> Method:
+        """The method at a moment of the run: its stage's branches and behaviour, every moving number a plain one."""
+        stage = next((stage for stage in self.stages if progress < stage.until), self.stages[-1] if self.stages else None)
+        branches, behaviour = (stage.branches, stage.behaviour) if stage else (self.branches, self.behaviour)
+        return msgspec.structs.replace(
+            self, stages=(), branches=tuple(settled(branch, progress) for branch in branches), behaviour=settled(behaviour, progress)
+        )
+
+    # ---------------------------------------------------------------- what it needs, over all its stages
+    @property
+    def all_branches(self) -> tuple[Branch, ...]:
+        return tuple(branch for stage in self.stages for branch in stage.branches) or self.branches
+
+    @property
+    def slots(self) -> Iterator[Slot]:
+        """Every slot in it."""
+        for branch in self.all_branches:
+            yield from inside(branch)
+        yield self.correction
+
+    @property
+    def behaviours(self) -> tuple[Behaviour, ...]:
+        return tuple(stage.behaviour for stage in self.stages) or (self.behaviour,)
+
+    @property
+    def surveys(self) -> bool:
+        """Whether a step must be seen whole before its first gradient."""
+        return any(slot.surveys for slot in self.slots)
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """What the learner must know of a token beside the log-probs of what was written."""
+        return frozenset(fact for slot in self.slots for fact in slot.facts)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the teacher's whole distribution is asked for."""
+        return any(isinstance(slot, FullVocabulary) for slot in self.slots)
+
+    @property
+    def student_k(self) -> int:
+        """How many of the student's own ids a generator must record a token; 0: none."""
+        return 0 if self.exact else max((_student_k(slot) for slot in self.slots), default=0)
+
+    @property
+    def evidence(self) -> EvidenceRequest:
+        if self.exact:
+            by_hidden = any(isinstance(slot, FullVocabulary) and slot.by == "hidden" for slot in self.slots)
+            return EvidenceRequest(
+                full=not by_hidden, teacher_k=0, student_ids=False, sampled=True, stop=False, hidden=by_hidden
+            )
+        supports = [branch.support for branch in self.all_branches if summed_over(branch)]
+        unions = [support for support in supports if isinstance(support, Union)]
+        slices = {i for support in supports if isinstance(support, VocabularySlice) for i in support.ids}
+        return EvidenceRequest(
+            full=False,
+            teacher_k=max((_teacher_k(branch) for branch in self.all_branches), default=0),
+            student_ids=self.student_k > 0,
+            sampled=all(union.sampled for union in unions),
+            stop=all(union.stop for union in unions),
+            tail=all(isinstance(support, Union) and support.remainder == "tail" for support in supports),
+            slice_ids=tuple(sorted(slices)),
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(isinstance(slot, Extrapolate | ReferenceKL) for slot in self.slots)
+
+    @property
+    def needs_grades(self) -> bool:
+        graded = (Advantage, Correct, Incorrect, OutcomeGate, MarginShift, PassRate)
+        return any(isinstance(slot, graded) for slot in self.slots) or not isinstance(self.select, Everything)
+
+    @property
+    def least_group(self) -> int:
+        """Answers to one prompt, at least."""
+        members = [b.count + 1 for b in self.behaviours if isinstance(b, TeacherMembers)]
+        compared = any(isinstance(slot, Advantage | MarginShift | PassRate | GroupSoftmax) for slot in self.slots)
+        return max([*members, 2 if compared or not isinstance(self.select, Everything) else 1])
+
+    @property
+    def needs_writing_teacher(self) -> bool:
+        """Whether a teacher must sit in the generator."""
+        return any(behaviour.teacher for behaviour in self.behaviours)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether evidence is used at all."""
+        told = [b.loss for b in self.all_branches]
+        return not all(isinstance(loss, Advantage | Likelihood | Entropy) for loss in told) or bool(self.facts - {"entropy"})
+
+
+def summed_over(branch: Branch) -> bool:
+    """Whether the branch's support is looked at: a policy gradient speaks of the written token alone."""
+    return branch.form != "policy_gradient" and not isinstance(branch.loss, Likelihood | Entropy)
+
+
+def _student_k(slot: Slot) -> int:
+    if isinstance(slot, Branch):
+        support = slot.support
+        k = support.student_k if isinstance(support, Union) else support.k if isinstance(support, StudentTop | Intersection) else 0
+        k = max(k, slot.loss.k) if isinstance(slot.loss, ListwiseRanking) else k
+        return k if summed_over(slot) else 0
+    if isinstance(slot, Baseline | ChangePoint):
+        return slot.k
+    return AGREEMENT_K if isinstance(slot, Teachability) else 0
+
+
+def _teacher_k(branch: Branch) -> int:
+    if not summed_over(branch):
+        return 0
+    support = branch.support
+    k = support.teacher_k if isinstance(support, Union) else support.k if isinstance(support, TeacherTop | Intersection) else 0
+    return max(k, 1 if isinstance(branch.loss, ArgmaxCrossEntropy) else 0)
