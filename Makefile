@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 VLLM   ?= .venv-vllm
+TRL    ?= .venv-trl
 BIN    := $(VENV)/bin
 RUN    ?= runs/quickstart
 ARGS   ?=
 
-.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-vllm test-smollm2 lint install clean
+.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-vllm test-trl test-smollm2 lint install clean
 
 quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
 	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
@@ -35,6 +36,9 @@ test-compose: $(VENV)/.installed ## containers: up, scale, crash, resume, teache
 
 test-vllm: $(VLLM)/.installed    ## vLLM as the generator, for real; in a venv of its own
 	$(VLLM)/bin/python -m pytest -m vllm $(ARGS)
+
+test-trl: $(TRL)/.installed      ## our losses against TRL's, values and gradients; in a venv of its own
+	$(TRL)/bin/python -m pytest -m trl $(ARGS)
 
 test-smollm2: $(VENV)/.installed ## the SmolLM2 recipe in three steps, and its fetch
 	$(BIN)/python -m pytest -m smollm2 $(ARGS)
@@ -69,5 +73,11 @@ $(VLLM)/.installed: pyproject.toml
 	  $(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec; fi
 	touch $@
 
+# TRL is what losses and their memory are measured against, and nothing of ours needs it.
+$(TRL)/.installed: pyproject.toml
+	$(call new_venv,$(TRL))
+	$(TRL)/bin/pip install -q -e ".[learner,trl,dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(TRL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -125,7 +125,8 @@ class Exam:
     @property
     def teacher_ids(self) -> list[str]:
         """Those who have held-out questions, and a model here: one that is only a url cannot sit an exam."""
-        return sorted({prompt.teacher_id for prompt in self.prompts if self.config.teachers[prompt.teacher_id].model})
+        here = {name for name, teacher in self.config.teachers.items() if teacher.model}
+        return sorted({prompt.teacher_id for prompt in self.prompts} & here)
 
     def teacher(self, teacher_id: str) -> Evaluation:
         """The teacher on its own questions, in its own context."""

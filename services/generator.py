@@ -10,13 +10,16 @@ import numpy as np
 
 from streamopd.assets import resolve
 from streamopd.errors import SwapRefused
+from streamopd.generate.commission import commission, writing_teacher
 from streamopd.generate.engine import Answer, Engine, Request
 from streamopd.generate.open import open_engine
 from streamopd.generate.rest import Rest
+from streamopd.generate.steps import delimiter_ids, with_steps
 from streamopd.grade.graders import choose
 from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Prompt, Weights
+from streamopd.slots import Behaviour
 from streamopd.sync.drill import drill
 from streamopd.sync.swap import Loader
 from streamopd.topology import Stage
@@ -52,12 +55,20 @@ async def main(run: Run, worker: Worker) -> None:
 
 def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     """What an engine must know of the run."""
-    g, base = run.config.generator, resolve(run.config.student.model)
+    g, base, teachers = run.config.generator, resolve(run.config.student.model), run.config.teachers
+    writer = writing_teacher(run.method, g.engine, g.temperature, teachers)
     return dict(
         folder=base, stop_ids=tokenizer.stop_ids, loader=Loader(base),
         max_inflight=g.max_inflight, temperature=g.temperature, top_p=g.top_p, student_k=run.method.student_k,
         kv=g.kv, dtype=run.config.student.dtype, memory_fraction=g.memory_fraction, sleeps=g.sleep_after_s > 0,
+        teacher=resolve(teachers[writer].model) if writer else None, teacher_dtype=teachers[writer].dtype if writer else "float32",
     )
+
+
+def behaviour_under(run: Run, version: int) -> Behaviour:
+    """What an answer is begun under, while weights `version` are served."""
+    steps = run.config.learn.max_steps
+    return run.method.at(min(1.0, version / steps) if steps else 0.0).behaviour
 
 
 class Desk:
@@ -68,12 +79,14 @@ class Desk:
         self.writing: dict[str, tuple[Lease[Prompt], list[Answer]]] = {}
         self.written: list[tuple[Lease[Prompt], list[Answer]]] = []  # whole groups, not handed on yet
         self.served: tuple[str, int] = ("", -1)  # (boot, n) of the weights in the engine
+        self.behaviour = behaviour_under(run, 0)
         self.refused: tuple[str, int] = ("", -1)  # the version that would not load
         self.refused_s = 0.0                      # since when
         self.next_try_s = 0.0
         self.swap_s: list[float] = []
         self.coming: tuple[Weights, asyncio.Task[None]] | None = None  # read and verified while answers go on
         self.rest = Rest(engine, run.config.generator.sleep_after_s)
+        self.delimiters = delimiter_ids(run.config.generator.step_delimiter, tokenizer.decode, tokenizer.ids)
 
     async def swap_to_newest(self, at_once: bool = False) -> None:
         """Serve the newest manifest, requests in flight going on; another boot voids them first. Else it may still be on its way."""
@@ -194,12 +207,10 @@ class Desk:
             self.coming[1].cancel()
 
     def _requests(self, prompt: Prompt) -> list[Request]:
-        ids = prompt.prompt_ids.numpy()
-        limit = self.run.config.generator.max_completion_length
-        return [
-            Request(id=f"{prompt.id}.{i}", prompt_ids=np.asarray(ids), seed=(self.run.config.seed, prompt.seq, i), max_new=limit)
-            for i in range(self.run.config.group_size)
-        ]
+        config = self.run.config
+        return commission(
+            prompt, self.behaviour, count=config.group_size, run_seed=config.seed, max_new=config.generator.max_completion_length
+        )
 
     async def _graded(self, done: list[tuple[Lease[Prompt], list[Answer]]]) -> list[Group]:
         asked = [
@@ -213,7 +224,7 @@ class Desk:
         return [
             Group(
                 id=lease.record.id, run=self.run.id, method=self.run.method.digest, born_s=time.time(), prompt=lease.record,
-                rollouts=[answer.rollout(next(outcomes)) for answer in answers],
+                rollouts=[with_steps(answer.rollout(next(outcomes)), self.delimiters) for answer in answers],
             )
             for lease, answers in done
         ]
@@ -237,6 +248,7 @@ class Desk:
 
     def _note_swap(self, newest: Weights, seconds: float, inflight: int) -> None:
         self.served = (newest.boot, newest.n)
+        self.behaviour = behaviour_under(self.run, newest.n)
         self.worker.version, self.worker.behind = newest.n, ""
         self._count("swaps", 1)
         self._count("swaps_in_flight", 1 if inflight else 0)

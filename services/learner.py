@@ -14,6 +14,7 @@ from streamopd.learn.trainer import AdamW, Trained, Trainer
 from streamopd.prompts.dataset import open_dataset
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Batch, StepDone, Weights, decode
+from streamopd.slots import OWN_START
 from streamopd.stream import BatchEntry, Counters
 from streamopd.sync.adapter import Form, require_servable
 from streamopd.sync.publish import publish
@@ -71,6 +72,7 @@ def open_trainer(run: Run) -> Trainer:
         else None,
         dtype=config.student.dtype, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, max_age=config.max_age_steps,
         micro_batch_tokens=learn.micro_batch_tokens, head_chunk=learn.head_chunk, seed=config.seed,
+        teachers={OWN_START: folder} | {name: resolve(teacher.model) for name, teacher in config.teachers.items() if teacher.model},
     )
 
 

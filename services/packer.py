@@ -1,4 +1,4 @@
-"""The packer: exactly one step's worth of groups into a batch; what is filtered has its reason."""
+"""The packer: exactly one step's worth of groups into a batch; what is filtered or selected out has its reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import partial
 
 from streamopd.assets import resolve
 from streamopd.pack.close import to_batch
-from streamopd.pack.filters import keep_accepted, refusal, refusals
+from streamopd.pack.filters import refusals
+from streamopd.pack.sift import sift
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Fate, Scored, encode
 from streamopd.stream import Counters
@@ -18,7 +19,7 @@ from streamopd.worker.worker import singleton
 
 
 async def main(run: Run, worker: Worker) -> None:
-    """Sweep what is scored, filter, and close a batch when a step is full or the flight is at its end."""
+    """Sweep what is scored, filter and select, and close a batch when a step is full or the flight is at its end."""
     samples = SampleLog(run.folder / "samples.jsonl", decode=Tokenizer.open(resolve(run.config.student.model)).decode)
     buffer: list[Lease[Scored]] = []
     try:
@@ -34,18 +35,20 @@ async def main(run: Run, worker: Worker) -> None:
 
 
 async def fill(run: Run, worker: Worker, samples: SampleLog, wanted: int) -> list[Lease[Scored]]:
-    """Scored groups that pass the filters; the others get their fate."""
+    """Scored groups of which something goes on; the others get their fate."""
     worker.leave_if_over()
     if wanted <= 0:
         return []
     with worker.waiting("scored"):
         entries = await worker.broker.sweep(Stage.SCORED, worker.instance, worker.held_ids, wanted, 1.0)
-    pack, kept = run.config.pack, []
-    rules = (pack.min_completion_length, pack.drop_truncated, pack.drop_incorrect)
+    pack, method, kept = run.config.pack, run.method, []
+    filters = (pack.min_completion_length, pack.drop_truncated, pack.drop_incorrect, method.needs_teacher)
+    counter = f"selected_out/{type(method.select).__name__}"
     for lease in await worker.open(entries, Scored):
-        reason = refusal(lease.record, *rules)
+        lease.record, reason, selected_out = sift(lease.record, refusals(lease.record, *filters), method.select)
+        if selected_out:
+            worker.counters[counter] = worker.counters.get(counter, 0.0) + selected_out
         if reason is None:
-            lease.record = keep_accepted(lease.record, refusals(lease.record, *rules))
             kept.append(lease)
             continue
         await worker.in_this_life(lease.entry, partial(worker.broker.fate, lease.entry, Fate.FILTERED, reason))

@@ -34,6 +34,7 @@ class Student(Section, frozen=True):
 class Teacher(Section, frozen=True):
     """`[teachers.<id>]`: who scores the prompts that name this id."""
 
+    role: Literal["teacher", "reference"] = "teacher"  # reference: what a method measures from; none: the student's initial weights
     model: str = ""                      # an HF folder, or "asset:NAME"; beside a url: a copy of it, for the evaluator to examine
     url: str | list[str] = ""            # of a server outside the run, or of several that serve the same: see docs/teachers.md
     api: Literal["streamopd", "vllm", "sglang", "completions"] = "streamopd"  # what the server speaks
@@ -74,6 +75,7 @@ class Generator(Section, frozen=True):
     temperature: float = 1.0
     top_p: float = 1.0
     kv: Literal["keep", "recompute"] = "keep"  # at a swap: old keys stay, or the cache is made anew
+    step_delimiter: str = ""             # a step of an answer ends with a token whose text contains it, e.g. "\n"; "" = one step
     grade_timeout_s: float = 10.0
     swap_deadline_s: float = 120.0       # a replica that has not loaded a version by then is "behind"
 
@@ -242,6 +244,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     return [
         (bool(c.student.model), "student.model is missing: name the folder of the model that learns."),
         (bool(c.teachers), 'No teacher: add [teachers.default] with model = "…" or url = "…".'),
+        *_role_rules(c.teachers),
         *(rule for teacher_id, teacher in c.teachers.items() for rule in _teacher_rules(teacher_id, teacher)),
         (bool(c.data.train), "data.train is missing: name a task (chain-sum, reasoning-gym:TASK) or a file."),
         (c.max_staleness >= 0, f"max_staleness is {c.max_staleness}; it counts steps and cannot be below 0."),
@@ -278,6 +281,20 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     ]
 
 
+def _role_rules(teachers: dict[str, Teacher]) -> list[tuple[bool, str]]:
+    references = [f"teachers.{teacher_id}" for teacher_id, teacher in sorted(teachers.items()) if teacher.role == "reference"]
+    return [
+        (
+            not teachers or len(references) < len(teachers),
+            f'{" and ".join(references)}: role is "reference", and no teacher is left. Add one of role "teacher".',
+        ),
+        (
+            len(references) < 2,
+            f'{" and ".join(references)} are both of role "reference"; a run measures from one. Set the role of the others to "teacher".',
+        ),
+    ]
+
+
 def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
     name = f"teachers.{teacher_id}"
     return [
@@ -298,6 +315,10 @@ def _teacher_rules(teacher_id: str, teacher: Teacher) -> list[tuple[bool, str]]:
             f"{name}.url is {teacher.url!r}; leave /v1 out, it is added where the API has it.",
         ),
         (teacher.token_limit >= 0, f"{name}.token_limit is {teacher.token_limit}; it counts tokens, 0 is no limit."),
+        (
+            teacher.role == "teacher" or not teacher.teacher_prompt,
+            f'{name}.teacher_prompt is set, but {name}.role is "reference", which reads the student\'s own prompt: leave one of them out.',
+        ),
         (teacher.timeout_s > 0, f"{name}.timeout_s is {teacher.timeout_s}; it must be more than 0."),
     ]
 

@@ -34,11 +34,11 @@ BREAKS = [
         "tests/learn/test_trainer.py::test_the_gradient_is_that_of_a_plain_forward_kl_over_each_answer_alone",
     ),
     Break(
-        "tail dropped", "streamopd/learn/objective.py", 'if union.remainder == "drop":', 'if union.remainder in ("drop", "tail"):',
+        "tail dropped", "streamopd/learn/objective/cells.py", 'if remainder == "drop":', 'if remainder in ("drop", "tail"):',
         "tests/learn/test_objective.py::test_any_partition_gives_the_brute_force_value_and_slope",
     ),
     Break(
-        "normaliser per micro-batch", "streamopd/learn/trainer.py", ".sum() / total", ".sum() / len(micro.weights)",
+        "normaliser per micro-batch", "streamopd/learn/trainer.py", ".sum() / total", ".sum() / len(micro.at)",
         "tests/learn/test_trainer.py::test_the_gradient_does_not_depend_on_order_split_or_chunks",
     ),
     Break(

@@ -13,6 +13,8 @@ from streamopd import __version__
 from streamopd.errors import StreamError, StreamopdError, UserError
 from streamopd.topology import SERVICES
 
+from . import methods
+
 app = typer.Typer(
     name="streamopd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Asynchronous on-policy distillation as a stream.",
@@ -21,6 +23,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Show a run's settings, or e
 app.add_typer(config_app, name="config")
 probe_app = typer.Typer(no_args_is_help=True, help="Find out what something can do, before a run.")
 app.add_typer(probe_app, name="probe")
+app.add_typer(methods.app, name="methods")
 
 Recipe = Annotated[str, typer.Argument(help="A run file (TOML), or the name of a recipe that comes with streamopd.")]
 Overrides = Annotated[list[str], typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a key, e.g. -s learn.lr=1e-5.")]
@@ -76,16 +79,6 @@ def report(folder: Folder) -> None:
     from streamopd.watch.report import write_report
 
     print(write_report(folder))
-
-
-@app.command()
-def methods() -> None:
-    """The methods there are."""
-    from streamopd import methods as known
-
-    for name in known.names():
-        method = known.load(name)
-        print(f"{name:20} {method.evidence_level:12} {method.summary}  [{method.paper}]")
 
 
 @app.command("serve-teacher")

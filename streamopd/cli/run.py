@@ -17,6 +17,7 @@ from streamopd.assets import resolve
 from streamopd.assets.vocabulary import vocabulary_problem
 from streamopd.config import Config
 from streamopd.errors import ConfigError
+from streamopd.methods.about.needs import lacking
 from streamopd.stream.server import stop_survivor
 from streamopd.worker import Run
 from streamopd.worker.process import Main, serve, small_machine_threads
@@ -89,26 +90,28 @@ def _folder_of(recipe: str, overrides: Sequence[str], out: Path | None) -> Path:
 
 def preflight(config: Config, folder: Path) -> None:
     """What can be refused before the first process starts: method, models, data, and a folder of another run."""
-    method = methods.load(config.method)
-    student = resolve(config.student.model)
-    for teacher in config.teachers.values():  # one that is only a url is met by the teacher service, which probes it
-        if teacher.model and (problem := vocabulary_problem(student, resolve(teacher.model), whole=method.evidence.full)):
-            raise ConfigError(problem)
+    from streamopd.generate.commission import writing_teacher
     from streamopd.grade.graders import choose
     from streamopd.grade.graders import load as load_grader
+    from streamopd.score.panel import Panel
+
+    method, grader = methods.load(config.method), choose(config.data.grader, config.data.train)
+    if problems := lacking(method, config, grader):
+        raise ConfigError("\n".join(problems))
+    panel = Panel.of(method, config.teachers)
+    writing_teacher(method, config.generator.engine, config.generator.temperature, config.teachers)
+    student = resolve(config.student.model)
+    for teacher in config.teachers.values():  # one that is only a url is met by the teacher service, which probes it
+        if teacher.model and (problem := vocabulary_problem(student, resolve(teacher.model), whole=method.exact)):
+            raise ConfigError(problem)
     from streamopd.prompts.open import open_questions
 
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
     dataset, renderer = open_questions(config.data, config.seed, config.passes, student, contexts, "preflight", method.digest)
-    unknown = dataset.teacher_ids - set(config.teachers)
-    if unknown:
-        raise ConfigError(
-            f"The data names teachers {', '.join(sorted(unknown))}; the run file has {', '.join(sorted(config.teachers))}. "
-            f"Add [teachers.{min(unknown)}], or change the column teacher_id."
-        )
+    panel.refuse_named(dataset.teacher_ids)
     renderer.check(dataset.distinct())
     renderer.check(dataset.heldout)
-    load_grader(choose(config.data.grader, config.data.train))
+    load_grader(grader)
     _room_to_begin(config, folder)
     _same_run(config, folder)
 
@@ -137,7 +140,7 @@ def _same_run(config: Config, folder: Path) -> None:
         ("group_size", before.group_size, config.group_size),
         ("learn.groups_per_step", before.learn.groups_per_step, config.learn.groups_per_step),
         ("learn.lora.rank", before.learn.lora.rank, config.learn.lora.rank),
-        ("teachers", {n: t.model for n, t in before.teachers.items()}, {n: t.model for n, t in config.teachers.items()}),
+        ("teachers", _who(before), _who(config)),
     ):
         if old != new:
             raise ConfigError(
@@ -148,6 +151,11 @@ def _same_run(config: Config, folder: Path) -> None:
     changed = [f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed:
         print(f"{folder.name} goes on with changed settings: {'; '.join(changed)}")
+
+
+def _who(config: Config) -> dict[str, str]:
+    """Each teacher's model, and that it is a reference where it is one."""
+    return {name: teacher.model + " (reference)" * (teacher.role == "reference") for name, teacher in config.teachers.items()}
 
 
 @contextmanager

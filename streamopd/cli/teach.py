@@ -44,17 +44,21 @@ def probe_teachers(recipe: str, overrides: Sequence[str]) -> None:
     method = methods.load(config.method)
     from streamopd.prompts.tokenizer import Tokenizer
     from streamopd.score.http import open_http_teacher
+    from streamopd.score.panel import Panel
     from streamopd.score.probe import probe
     from streamopd.services.teacher import probed_student
 
     tokenizer = Tokenizer.open(resolve(config.student.model))
-    for teacher_id, named in sorted(config.teachers.items()):
-        if not named.urls:
-            print(f"{teacher_id}: {named.model}, loaded by the run itself")
+    panel = Panel.of(method, config.teachers)
+    print("".join(f"{note}\n" for note in panel.notes), end="")
+    for teacher_id in panel.members:
+        named = config.teachers.get(teacher_id)
+        if named is None or not named.urls:
+            print(f"{teacher_id}: {named.model if named else config.student.model}, loaded by the run itself")
             continue
         outside = open_http_teacher(teacher_id, named, tokenizer, config.teacher.token_budget)
         tell = partial(print, f"{teacher_id}:", flush=True)
-        probe(outside, probed_student(config, method, teacher_id), method.evidence, tell)
+        probe(outside, probed_student(config, method, teacher_id), panel.request(teacher_id), tell, role=panel.role(teacher_id))
 
 
 def _key(variable: str) -> str:

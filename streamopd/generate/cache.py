@@ -110,7 +110,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.widen(self.columns)
 
 
-def require_full_attention(config: PretrainedConfig, folder: Path) -> None:
+def require_full_attention(config: PretrainedConfig, folder: Path, who: str) -> None:
     """UserError unless every layer keeps plain keys and values of every token."""
     layers = DynamicCache(config=config).layers
     odd = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer}
@@ -118,5 +118,5 @@ def require_full_attention(config: PretrainedConfig, folder: Path) -> None:
         raise UserError(
             f"{folder} is a {config.model_type} model with {', '.join(sorted(odd)) or 'no'} cache layers; "
             "generator.engine = \"hf\" serves full attention in every layer.\n"
-            "Choose a student with full attention only."
+            f"Choose a {who} with full attention only."
         )

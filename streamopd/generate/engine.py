@@ -10,16 +10,28 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from streamopd.schemas import Array, Finish, Outcome, Rollout, Span, TopK, Weights
+from streamopd.schemas import Array, Author, Finish, Outcome, Rollout, Span, TopK, Weights
+from streamopd.slots import Behaviour, Coin, OnPolicy, TeacherMembers, Until
 
 
 class Request(Struct, frozen=True):
-    """One answer to write. The answer is a pure function of (weights, prompt_ids, seed)."""
+    """One answer to write. The answer is a pure function of it and of the weights, whatever else is in flight."""
 
     id: str                              # the rollout's
     prompt_ids: NDArray[np.int32]        # [P], P >= 1
     seed: tuple[int, ...]                # non-negative integers
     max_new: int                         # tokens at most
+    behaviour: Behaviour = OnPolicy()    # of this one answer: what concerns a group is settled before, see commission.py
+    teacher_prompt_ids: NDArray[np.int32] | None = None  # [Q], Q >= 1  what a teacher that writes sees; None: prompt_ids
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.behaviour, Until | TeacherMembers) or (isinstance(self.behaviour, Coin) and self.behaviour.student != 0)
+        assert not whole, f"{self.behaviour} is of a group, not of one answer"
+
+    @property
+    def context_ids(self) -> NDArray[np.int32]:
+        """What the teacher sees."""
+        return self.prompt_ids if self.teacher_prompt_ids is None else self.teacher_prompt_ids
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -35,6 +47,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     topk_ids: NDArray[np.int32] | None = None        # [G, k]  most probable first
     topk_logprobs: NDArray[np.float16] | None = None  # [G, k]  at temperature 1 and without top-p, whatever sampled
     error: str = ""                      # why, when finish is ERROR
+    authors: list[Author] = []           # who wrote which tokens; [] = the student all of them
 
     def rollout(self, outcome: Outcome | None = None) -> Rollout:
         """The record of this answer."""
@@ -50,6 +63,7 @@ class Answer(Struct, frozen=True, kw_only=True):
             student_topk=self._student_topk(),
             outcome=outcome,
             error=self.error,
+            authors=self.authors,
         )
 
     def _student_topk(self) -> TopK | None:
@@ -68,7 +82,8 @@ class Swapped(Struct, frozen=True, kw_only=True):
 
 
 class Engine(Protocol):
-    """Answers requests under weights `version` (-1: as opened, none of a run's)."""
+    """Answers requests under weights `version` (-1: as opened, none of a run's). Only one that was opened with a teacher takes
+    requests whose behaviour needs one."""
 
     version: int
 

@@ -15,28 +15,32 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from streamopd.schemas import Finish, Weights
 
-from .cache import require_full_attention
+from .behave import kernel_of
+from .coauthor import Coauthor
 from .coming import Coming, Loader
 from .decoder import Decoder
 from .engine import Answer, Request, Swapped, error_answer
 from .kernel import sample, top_k
 from .ledger import Ledger
+from .model import open_model, positions, unreadable, vocab_size
 
 JOIN_FRACTION = 0.25     # of the slots empty before others join: a fill costs a forward of its own
 COMPACT_FRACTION = 0.8   # of the rows alive, at most, before they close up; who waits would rather fill the gaps
+
+Written = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_] | None]  # ids, log-probs, which are the teacher's; [B]
 
 
 class HFEngine:
     """An Engine over the model in `folder`; `loader` is how published weights get into it (None: it keeps what it has).
 
-    `temperature` may be set anew while nothing is in flight. `pad_id` fills short rows and is never attended to.
+    `temperature` may be set anew while nothing is in flight; it is the student's and the teacher's, `top_p` cuts the student's
+    kernel only. `pad_id` fills short rows and is never attended to.
     `student_k` of the model's own ids are recorded a token (0: none), always at temperature 1 without top-p.
     `kv` says what a swap does to caches: "keep" leaves old keys and values, "recompute" makes them anew.
+    `teacher` is the folder of a model that writes along, for requests whose behaviour needs one (None: there is none).
     UserError when a layer of the model keeps anything but full keys and values.
     """
 
@@ -54,21 +58,27 @@ class HFEngine:
         kv: Literal["keep", "recompute"] = "keep",
         dtype: str = "float32",
         device: str = "",
+        teacher: Path | None = None,
+        teacher_dtype: str = "float32",
     ) -> None:
         self.version = -1
         self.temperature = temperature
-        self.model = _open_model(folder, dtype, device)
+        self.model = open_model(folder, dtype, device)
         self._slots = max_inflight
         self._coming = Coming(loader, self.model.dtype) if loader else None
         self._top_p = top_p
         self._pad_id = pad_id
-        self._positions = _positions(self.model)
-        self._k = min(student_k, _vocab_size(self.model))
+        self._positions = positions(self.model)
+        self._k = min(student_k, vocab_size(self.model))
         self._kv = kv
-        self._is_stop = np.zeros(_vocab_size(self.model), bool)
+        self._is_stop = np.zeros(vocab_size(self.model), bool)
         self._is_stop[[stop for stop in stop_ids if stop < len(self._is_stop)]] = True
         self._waiting: deque[Request] = deque()
         self._refused: list[Answer] = []
+        self._coauthor: Coauthor | None = None
+        if teacher is not None:
+            beside = open_model(teacher, teacher_dtype, device, "teacher")
+            self._coauthor = Coauthor(beside, max_inflight, pad_id, len(self._is_stop))
         self._empty()
 
     @property
@@ -83,7 +93,7 @@ class HFEngine:
         assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
         for request in requests:
             if error := self._unservable(request):
-                self._refused.append(error_answer(request, error, self.temperature, self._top_p))
+                self._refused.append(error_answer(request, error, *self._kernel(request)))
             else:
                 self._waiting.append(request)
 
@@ -138,16 +148,18 @@ class HFEngine:
     def _empty(self) -> None:
         self._ledger = Ledger(self._slots, self._k, self._pad_id)
         self._decoder = Decoder(self.model, self._slots, self._pad_id)
+        if self._coauthor:
+            self._coauthor.empty()
+
+    def _kernel(self, request: Request) -> tuple[float, float]:
+        return kernel_of(request.behaviour, self.temperature, self._top_p)
 
     def _unservable(self, request: Request) -> str:
-        ids, vocab, longest = request.prompt_ids, len(self._is_stop), self._positions
-        if len(ids) == 0 or request.max_new < 1:
-            return f"A request of {len(ids)} prompt tokens and at most {request.max_new} new ones has nothing to write."
-        if ids.min() < 0 or ids.max() >= vocab:
-            return f"The prompt holds ids from {ids.min()} to {ids.max()}; the model has {vocab} of them."
-        if len(ids) + request.max_new > longest:
-            return f"{len(ids)} prompt and {request.max_new} new tokens are more than the model's {longest} positions."
-        return ""
+        error = unreadable(request.prompt_ids, request.max_new, len(self._is_stop), self._positions)
+        if error or not request.behaviour.teacher:
+            return error
+        assert self._coauthor is not None, f"{request.behaviour} needs a teacher, and this engine was opened without one"
+        return self._coauthor.unservable(request)
 
     def _seat_or_compact(self) -> None:
         live = self._ledger.inflight
@@ -155,27 +167,39 @@ class HFEngine:
         if self._waiting and (live == 0 or empty >= JOIN_FRACTION * self._slots):
             joining = [self._waiting.popleft() for _ in range(min(empty, len(self._waiting)))]
             self._decoder.make_room(max(len(request.prompt_ids) + request.max_new for request in joining))
-            self._fill(self._ledger.seat(joining, self.version))
+            slots = self._ledger.seat(joining, self.version)
+            self._fill(slots)
+            if self._coauthor:
+                self._coauthor.seat(slots, joining)
         elif not self._waiting and 0 < live <= COMPACT_FRACTION * self._ledger.rows:
             sources, targets = self._ledger.gaps()
             self._decoder.move(sources, targets, int(self._ledger.lengths.max()))
             self._ledger.move(sources, targets)
+            if self._coauthor:
+                self._coauthor.move(sources, targets)
 
     def _fill(self, slots: list[int]) -> None:
         self._decoder.fill(self._ledger.fed(slots))
 
-    def _decode(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        logits_BV = self._decoder.advance(self._ledger.next_ids(rows), self._ledger.lengths[:rows])
+    def _decode(self, rows: int) -> Written:
+        ids_B = self._ledger.next_ids(rows)
+        logits_BV = self._decoder.advance(ids_B, self._ledger.lengths[:rows])
         if self._k:
             ids_BK, logp_BK = top_k(logits_BV, self._k)
             self._ledger.write_topk(ids_BK.cpu().numpy(), logp_BK.cpu().numpy())
         uniform_B = torch.from_numpy(self._ledger.draws(rows)).to(logits_BV.device)
-        ids_B, logp_B = sample(logits_BV, uniform_B, self.temperature, self._top_p)
-        return ids_B.cpu().numpy(), logp_B.cpu().numpy()
+        if self._coauthor and any(seats := self._coauthor.at_work(self._ledger.written(rows))):
+            kernel = self.temperature, self._top_p
+            drawn = self._coauthor.write(seats, ids_B, self._ledger.written(rows), logits_BV, uniform_B, *kernel)
+            return drawn.ids_B.cpu().numpy(), drawn.logp_B.cpu().numpy(), drawn.by_teacher_B.cpu().numpy()
+        drawn_B, logp_B = sample(logits_BV, uniform_B, self.temperature, self._top_p)
+        return drawn_B.cpu().numpy(), logp_B.cpu().numpy(), None
 
-    def _collect(self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32]) -> list[Answer]:
+    def _collect(
+        self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32], by_teacher_B: NDArray[np.bool_] | None
+    ) -> list[Answer]:
         rows = len(ids_B)
-        self._ledger.write(ids_B, logp_B)
+        self._ledger.write(ids_B, logp_B, by_teacher_B)
         live_B, stopped_B, broken_B = self._ledger.live[:rows], self._is_stop[ids_B], ~np.isfinite(logp_B)
         done_B = live_B & (stopped_B | broken_B | self._ledger.full(rows))
         return [
@@ -186,15 +210,22 @@ class HFEngine:
     def _finish(self, slot: int, stopped: bool) -> Answer:
         finish = Finish.STOP if stopped else Finish.LENGTH
         fields = self._ledger.read(slot, self._ledger.length(slot))
-        return Answer(
-            request=self._ledger.leave(slot), finish=finish, temperature=self.temperature, top_p=self._top_p, **fields
-        )
+        request = self._leave(slot)
+        temperature, top_p = self._kernel(request)
+        return Answer(request=request, finish=finish, temperature=temperature, top_p=top_p, **fields)
 
     def _break_off(self, slot: int) -> Answer:
         fields = self._ledger.read(slot, self._ledger.length(slot) - 1)  # the last token was drawn from nonsense
         self._decoder.clear(slot)
-        error = f"The model's logits under weights {self.version} are not finite."
-        return error_answer(self._ledger.leave(slot), error, self.temperature, self._top_p, **fields)
+        request = self._leave(slot, broken=True)
+        beside = ", or the teacher's beside it," if request.behaviour.teacher else ""
+        error = f"The model's logits under weights {self.version}{beside} are not finite."
+        return error_answer(request, error, *self._kernel(request), **fields)
+
+    def _leave(self, slot: int, broken: bool = False) -> Request:
+        if self._coauthor:
+            self._coauthor.leave(slot, broken)
+        return self._ledger.leave(slot)
 
     def _walk(self, ids: list[int], filled: int) -> NDArray[np.float32]:
         """Log-probs of ids[filled + 1:], step by step after a fill of the first `filled`."""
@@ -207,22 +238,3 @@ class HFEngine:
         ]
         return np.asarray(logp, np.float32)
 
-
-def _open_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
-    disable_progress_bar()
-    require_full_attention(AutoConfig.from_pretrained(folder, local_files_only=True), folder)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True
-    )
-    model.requires_grad_(False)
-    return model.eval().to(where)
-
-
-def _vocab_size(model: PreTrainedModel) -> int:
-    return int(model.get_output_embeddings().weight.shape[0])
-
-
-def _positions(model: PreTrainedModel) -> int:
-    """Tokens that a text may have; a configuration that names no limit has none."""
-    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 60)

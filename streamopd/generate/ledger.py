@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamopd.schemas import Span
+from streamopd.schemas import Author, Span
 
 from .draws import uniforms
 from .engine import Request
@@ -33,6 +33,7 @@ class Ledger:
         self.ids = np.full((slots, 2), pad_id, np.int64)         # [S, W]
         self.uniform = np.zeros((slots, 1), np.float32)          # [S, G]
         self.logprobs = np.zeros((slots, 1), np.float32)         # [S, G]
+        self.by_teacher = np.zeros((slots, 1), bool)             # [S, G]
         self.topk_ids = np.zeros((slots, 1, k), np.int32)        # [S, G, K]
         self.topk_logprobs = np.zeros((slots, 1, k), np.float16)
 
@@ -60,6 +61,7 @@ class Ledger:
             self.limits[slot] = request.max_new
             self.ids[slot, :prompt] = request.prompt_ids
             self.uniform[slot, : request.max_new] = uniforms(request.seed, request.max_new)
+            self.by_teacher[slot] = False
         return slots
 
     def fed(self, slots: Sequence[int]) -> dict[int, NDArray[np.int64]]:
@@ -72,18 +74,22 @@ class Ledger:
 
     def draws(self, rows: int) -> NDArray[np.float32]:
         """The uniform that decides each row's next token, [B]."""
-        return self.uniform[np.arange(rows), self._written(rows)]
+        return self.uniform[np.arange(rows), self.written(rows)]
 
-    def write(self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32]) -> None:
-        """Append one token to each row."""
-        rows = np.arange(len(ids_B))
-        self.logprobs[rows, self._written(len(ids_B))] = logp_B
+    def write(
+        self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32], by_teacher_B: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Append one token to each row; None: the student's, all of them."""
+        rows, written_B = np.arange(len(ids_B)), self.written(len(ids_B))
+        self.logprobs[rows, written_B] = logp_B
+        if by_teacher_B is not None:
+            self.by_teacher[rows, written_B] = by_teacher_B
         self.ids[rows, self.lengths[: len(ids_B)] + 1] = ids_B
         self.lengths[: len(ids_B)] += self.live[: len(ids_B)]
 
     def write_topk(self, ids_BK: NDArray[np.int32], logp_BK: NDArray[np.float16]) -> None:
         """The student's own most probable ids for the token about to be written."""
-        rows, written = np.arange(len(ids_BK)), self._written(len(ids_BK))
+        rows, written = np.arange(len(ids_BK)), self.written(len(ids_BK))
         self.topk_ids[rows, written] = ids_BK
         self.topk_logprobs[rows, written] = logp_BK
 
@@ -93,7 +99,7 @@ class Ledger:
 
     def full(self, rows: int) -> NDArray[np.bool_]:
         """Which rows have written all they may, [B]."""
-        return self._written(rows) >= self.limits[:rows]
+        return self.written(rows) >= self.limits[:rows]
 
     def turn(self, version: int, kv: str) -> None:
         """What live rows write from here on is written under `version`."""
@@ -110,6 +116,7 @@ class Ledger:
             "completion_ids": self.ids[slot, start : start + length].astype(np.int32),
             "logprobs": self.logprobs[slot, :length].copy(),
             "spans": [span for span in self.spans[slot] if span.start < length],
+            "authors": authors(self.by_teacher[slot, :length]),
         }
         if self.topk_ids.shape[-1]:
             fields["topk_ids"] = self.topk_ids[slot, :length].copy()
@@ -136,21 +143,30 @@ class Ledger:
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
         """Rows `sources` over the empty rows `targets`."""
         for array in (self.live, self.lengths, self.prompt_lengths, self.limits, self.ids, self.uniform, self.logprobs,
-                      self.topk_ids, self.topk_logprobs):
+                      self.by_teacher, self.topk_ids, self.topk_logprobs):
             array[targets] = array[sources]
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self.requests[target], self.spans[target] = self.requests[source], self.spans[source]
             self.leave(source)
 
-    def _written(self, rows: int) -> NDArray[np.int64]:
+    def written(self, rows: int) -> NDArray[np.int64]:
+        """Tokens that each row has written, [B]."""
         return self.lengths[:rows] + 1 - self.prompt_lengths[:rows]
 
     def _make_room(self, requests: Sequence[Request]) -> None:
         width = max(len(request.prompt_ids) + request.max_new for request in requests)
         new = max(request.max_new for request in requests)
         self.ids = _widened(self.ids, width + 1)
-        for name in ("uniform", "logprobs", "topk_ids", "topk_logprobs"):
+        for name in ("uniform", "logprobs", "by_teacher", "topk_ids", "topk_logprobs"):
             setattr(self, name, _widened(getattr(self, name), new + 1))
+
+
+def authors(by_teacher_G: NDArray[np.bool_]) -> list[Author]:
+    """Who wrote which tokens; [] when the student wrote them all."""
+    if not by_teacher_G.any():
+        return []
+    starts = [0, *(np.flatnonzero(by_teacher_G[1:] != by_teacher_G[:-1]) + 1).tolist()]
+    return [Author(start, "teacher" if by_teacher_G[start] else "student") for start in starts]
 
 
 def _widened(array: NDArray[Any], columns: int) -> NDArray[Any]:

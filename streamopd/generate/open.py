@@ -9,7 +9,10 @@ from streamopd.extras import need
 
 from .engine import Engine
 
-HF = ("folder", "stop_ids", "loader", "max_inflight", "pad_id", "temperature", "top_p", "student_k", "kv", "dtype")
+HF = (
+    "folder", "stop_ids", "loader", "max_inflight", "pad_id", "temperature", "top_p", "student_k", "kv", "dtype",
+    "teacher", "teacher_dtype",
+)
 VLLM = ("folder", "stop_ids", "loader", "max_inflight", "temperature", "top_p", "student_k", "kv", "dtype", "memory_fraction", "sleeps")
 SCRIPTED = ("folder", "stop_ids", "max_inflight", "temperature", "top_p", "student_k", "vocab_size", "token_s")
 

@@ -84,6 +84,7 @@ class VllmEngine:
 
     def admit(self, requests: Sequence[Request]) -> None:
         assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
+        assert not any(request.behaviour.teacher for request in requests), "this engine has no teacher beside it"
         for request in requests:
             length = len(request.prompt_ids) + request.max_new
             if length > self._longest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,6 @@ from .collate import Evidences, MicroBatch
 from .objective import Target, Views
 from .objective.pool import pooled
 
-Heads = Mapping[str, Tensor]  # [V, d] by teacher id, for views that come as hidden states
-
 
 def hear(
     micro: MicroBatch, part: slice, teachers: Teachers, heads: Callable[[str], Tensor], stop_ids: Sequence[int], device: torch.device
@@ -32,7 +30,17 @@ def hear(
         return Views(targets[0], reference)
     by_id = dict(teachers.weights)
     weights = [by_id.get(evidences.teacher[0], 1.0) if by_id else 1.0 for evidences in micro.teachers]
-    return Views(pooled(targets, weights, teachers.kind, stop_ids), reference)
+    together = pooled(targets, weights, teachers.kind, stop_ids)
+    return Views(together, reference and on_the_same_ids(reference, together))
+
+
+def on_the_same_ids(view: Target, other: Target) -> Target:
+    """The view without the ids that the other does not speak of, column by column: both have the same tail then."""
+    if view.ids is None or other.ids is None:
+        return view
+    return view._replace(
+        ids=view.ids.masked_fill(other.ids < 0, -1), support=view.support.masked_fill(other.ids < 0, -torch.inf), mass=None
+    )
 
 
 def _said(evidences: Evidences, part: slice, heads: Callable[[str], Tensor], device: torch.device) -> Target:

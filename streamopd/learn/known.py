@@ -23,21 +23,29 @@ Column = NDArray[np.generic]
 
 def known_of(rows: Sequence[Row], n: int, method: Method) -> Known:
     """The columns of step `n`, [T]."""
-    ours = {id(row): i for i, row in enumerate(rows)}
+    fresh = np.concatenate([row.fresh for row in rows])
+    counts = [int(row.fresh.sum()) for row in rows]
     told = {row.seq: _group_says(row, method) for row in rows}
+
+    def tokens(of: Callable[[Row], Column], dtype: type[np.generic]) -> torch.Tensor:
+        return _column(rows, fresh, of, dtype)
+
+    def answers(values: Sequence[float], dtype: type[np.generic] = np.float32) -> torch.Tensor:
+        return _spread(values, counts, dtype)
+
     return Known(
-        row=_spread(rows, lambda row: ours[id(row)], np.int64),
-        group=_spread(rows, lambda row: row.seq, np.int64),
-        position=_column(rows, lambda row: np.arange(len(row.completion)), np.int64),
-        segment=_column(rows, lambda row: starts_to_index(row.rollout.steps, len(row.completion)), np.int64),
-        ids=_column(rows, lambda row: row.completion, np.int64),
-        author=_column(rows, lambda row: authors_of(row.rollout), np.int64),
-        logmu=_column(rows, lambda row: row.rollout.logprobs.numpy(), np.float32),
-        temperature=_spread(rows, lambda row: row.rollout.temperature or 1.0, np.float32),
-        correct=_spread(rows, lambda row: _correct(row.rollout), np.float32),
-        pass_rate=_spread(rows, lambda row: told[row.seq][0], np.float32),
-        advantage=_spread(rows, lambda row: told[row.seq][1].get(row.rollout.id, 0.0), np.float32),
-        uniform=_column(rows, lambda row: _uniforms(row, n) if _tosses(method) else np.zeros(len(row.completion)), np.float32),
+        row=answers(range(len(rows)), np.int64),
+        group=answers([row.seq for row in rows], np.int64),
+        position=tokens(lambda row: np.arange(len(row.fresh)), np.int64),
+        segment=tokens(lambda row: starts_to_index(row.rollout.steps, len(row.fresh)), np.int64),
+        ids=tokens(lambda row: row.completion, np.int64),
+        author=tokens(lambda row: authors_of(row.rollout), np.int64),
+        logmu=tokens(lambda row: row.rollout.logprobs.numpy(), np.float32),
+        temperature=answers([row.rollout.temperature or 1.0 for row in rows]),
+        correct=answers([_correct(row.rollout) for row in rows]),
+        pass_rate=answers([told[row.seq][0] for row in rows]),
+        advantage=answers([told[row.seq][1].get(row.rollout.id, 0.0) for row in rows]),
+        uniform=tokens(lambda row: _uniforms(row, n), np.float32) if _tosses(method) else torch.zeros(sum(counts)),
         weight=torch.from_numpy(_weights(rows, method)),
     )
 
@@ -95,10 +103,10 @@ def _weights(rows: Sequence[Row], method: Method) -> NDArray[np.float32]:
     return weights
 
 
-def _column(rows: Sequence[Row], of: Callable[[Row], Column], dtype: type[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([of(row)[row.fresh] for row in rows]).astype(dtype))
+def _column(rows: Sequence[Row], fresh: NDArray[np.bool_], of: Callable[[Row], Column], dtype: type[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([of(row) for row in rows])[fresh].astype(dtype, copy=False))
 
 
-def _spread(rows: Sequence[Row], of: Callable[[Row], float], dtype: type[np.generic]) -> torch.Tensor:
+def _spread(values: Sequence[float], counts: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
     """A value of each row, on all its tokens."""
-    return torch.from_numpy(np.repeat([of(row) for row in rows], [int(row.fresh.sum()) for row in rows]).astype(dtype))
+    return torch.from_numpy(np.repeat(np.asarray(values, dtype), counts))

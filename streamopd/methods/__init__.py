@@ -1,4 +1,4 @@
-"""Methods by name. One file a method; adding one edits nothing else."""
+"""Methods by name. One file a method; adding one edits nothing else. `about/` says what they are and need."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from streamopd.slots import Method
 
 def names() -> list[str]:
     """The names that `method = ...` takes."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def load(name: str) -> Method:
     """The method called `name`, or the value `NAME` of a user's own file as "path/to/file.py:NAME"."""
     if ".py:" in name:
         return _from_file(name)
+    if name.endswith(".py"):
+        raise ConfigError(f"method = {name} names a file; a file may hold several methods: write {name}:NAME.")
     if name not in names():
         near = get_close_matches(name, names(), 1)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names())}."

@@ -13,5 +13,6 @@ FORWARD_KL_TOPK = Method(
     paper="arXiv 2306.13649",
     formula="Σ_{v ∈ S ∪ tail} q (log q − log p)",
     evidence_level="inspired by",
+    note="A lower bound of the divergence, on the union support.",
     branches=(Branch(support=Union(student_k=16, teacher_k=64, remainder="tail"), loss=ForwardKL()),),
 )

@@ -10,19 +10,20 @@ import msgspec
 from streamopd.schemas import Evidence, Finish, Rollout, Scored
 
 
-def refusal(scored: Scored, min_completion_length: int, drop_truncated: bool, drop_incorrect: bool) -> str | None:
-    """Why nothing of this group is trained; None when something is. Of several reasons, the commonest."""
-    reasons = refusals(scored, min_completion_length, drop_truncated, drop_incorrect)
+def refusal(reasons: Sequence[str | None]) -> str | None:
+    """Why nothing of a group is trained, given a reason for each rollout; None when something is. Of several, the commonest."""
     if not reasons:
         return "empty"
     counted = Counter(reason for reason in reasons if reason is not None)
     return counted.most_common(1)[0][0] if counted.total() == len(reasons) else None
 
 
-def refusals(scored: Scored, min_completion_length: int, drop_truncated: bool, drop_incorrect: bool) -> list[str | None]:
-    """A reason for each rollout, None for those that are trained."""
+def refusals(
+    scored: Scored, min_completion_length: int, drop_truncated: bool, drop_incorrect: bool, needs_evidence: bool
+) -> list[str | None]:
+    """A reason for each rollout, None for those that are trained. A method that asks no teacher needs no evidence."""
     return [
-        _rollout_refusal(rollout, views, min_completion_length, drop_truncated, drop_incorrect)
+        _rollout_refusal(rollout, views, min_completion_length, drop_truncated, drop_incorrect, needs_evidence)
         for rollout, views in zip(scored.group.rollouts, scored.views, strict=True)
     ]
 
@@ -37,7 +38,8 @@ def keep_accepted(scored: Scored, reasons: Sequence[str | None]) -> Scored:
 
 
 def _rollout_refusal(
-    rollout: Rollout, views: Sequence[Evidence], min_completion_length: int, drop_truncated: bool, drop_incorrect: bool
+    rollout: Rollout, views: Sequence[Evidence], min_completion_length: int, drop_truncated: bool, drop_incorrect: bool,
+    needs_evidence: bool,
 ) -> str | None:
     if rollout.finish is Finish.ERROR:
         return "error"
@@ -45,7 +47,7 @@ def _rollout_refusal(
         return "aborted"
     if len(rollout.completion_ids) < max(1, min_completion_length):
         return "too_short"
-    if not views:
+    if needs_evidence and not views:
         return "no_evidence"
     if drop_truncated and rollout.finish is Finish.LENGTH:
         return "truncated"

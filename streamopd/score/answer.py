@@ -12,10 +12,10 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from streamopd.errors import GarbageRecord
+from streamopd.errors import GarbageRecord, TeacherError
 from streamopd.schemas import Array, Evidence, TopK
 from streamopd.schemas.teaching import PackedItem, PackedScore, ScoreItem, TeacherInfo, Want
-from streamopd.score.item import MIN_LOGPROB, Item
+from streamopd.score.item import MIN_LOGPROB, Item, refuse_slice_beyond
 from streamopd.slots import EvidenceRequest
 
 AGREE_NATS = 0.05  # between two things said of one id at one token
@@ -29,13 +29,14 @@ class Asked(NamedTuple):
     """A method's request in the words of the contract."""
 
     want: Want
-    given: tuple[int, ...]  # ids to score at every token, whatever the student says
+    given: tuple[int, ...]  # ids to score at every token, whatever comes with an item
 
     @classmethod
     def of(cls, request: EvidenceRequest, stop_ids: Sequence[int]) -> Asked:
         if request.full:  # entropy and stop mass follow
             return cls(Want(whole=True), ())
-        return cls(Want(topk=request.teacher_k, entropy=True, stop_ids=list(stop_ids)), tuple(stop_ids) if request.stop else ())
+        given = {*(stop_ids if request.stop else ()), *request.slice_ids}
+        return cls(Want(topk=request.teacher_k, entropy=True, stop_ids=list(stop_ids)), tuple(sorted(given)))
 
     def item(self, item: Item) -> PackedItem:
         """An item as it is sent."""
@@ -48,20 +49,48 @@ class Asked(NamedTuple):
     def _support(self, item: Item) -> Ints:
         length = len(item.completion)
         given = np.tile(np.array(self.given, np.int32), (length, 1))
-        return given if item.student_ids is None else np.concatenate([item.student_ids, given], 1)
+        return given if item.support_ids is None else np.concatenate([item.support_ids, given], 1)
 
 
-def possible_of(request: EvidenceRequest, info: TeacherInfo) -> EvidenceRequest:
+def possible_of(request: EvidenceRequest, info: TeacherInfo, teacher_id: str, role: str = "teacher") -> EvidenceRequest:
     """What a teacher can give of it. Fewer ids are a coarser partition: a looser bound of the same divergence (core.md I11).
 
     Student ids and stop ids go where it scores no given ids; its own go where it tells none, and the sampled token stays.
+    TeacherError for what nothing coarser can stand in for: hidden states, a slice, the ids of the view beside a reference's.
     """
+    refuse_slice_beyond(request.slice_ids, f"teacher {teacher_id!r}", info.vocab_size)
+    if problem := _irreplaceable(request, info, f"teachers.{teacher_id}", role):
+        raise TeacherError(problem)
     if not info.scores_ids:
         request = replace(request, student_ids=False, stop=False)
     if info.max_topk < 0:
         request = replace(request, teacher_k=0)
-    alone = not (request.full or request.teacher_k or request.student_ids)
+    alone = not (request.full or request.teacher_k or request.student_ids or request.slice_ids)
     return replace(request, sampled=request.sampled or alone)
+
+
+def _irreplaceable(request: EvidenceRequest, info: TeacherInfo, name: str, role: str) -> str:
+    if request.hidden:
+        return no_hidden(name)
+    if request.slice_ids and not info.scores_ids:
+        return (
+            f"{name} cannot score ids that it is given; this method asks about a slice of {len(request.slice_ids)} ids at every token. "
+            f"Give {name}.model a folder and leave url out, or use a method without VocabularySlice."
+        )
+    if role == "reference" and request.student_ids and not info.scores_ids:
+        return (
+            f"{name} cannot score ids that it is given; a reference is asked about the very ids that the teacher told. Give "
+            f"{name}.model a folder and leave url out, or leave {name} out: the student's initial weights take its place."
+        )
+    return ""
+
+
+def no_hidden(name: str) -> str:
+    """The sentence for a server that is asked for hidden states."""
+    return (
+        f'{name} is reached by url, and servers send no hidden states; this method asks for them (FullVocabulary(by="hidden")). Give '
+        f'{name}.model a folder and leave url out, or use FullVocabulary(by="logprobs").'
+    )
 
 
 def to_evidence(
@@ -87,7 +116,8 @@ def to_evidence(
         entropy_G = _optional(score.entropy, length, f"{where}: entropy")
         stop_G = _optional(score.stop_logmass, length, f"{where}: stop_logmass")
     return Evidence(
-        rollout_id=item.rollout_id, teacher_id=teacher_id, context_digest=item.context_digest, tokenizer_digest=tokenizer_digest,
+        rollout_id=item.rollout_id, role=item.role, teacher_id=teacher_id, context_digest=item.context_digest,
+        tokenizer_digest=tokenizer_digest,
         logprobs=Array.of(sampled_G, "float32"), support=support, mass=Array.of(mass_G, "float32"),
         entropy=None if entropy_G is None else Array.of(entropy_G, "float32"),
         stop_logmass=None if stop_G is None else Array.of(stop_G, "float32"),

@@ -32,11 +32,12 @@ class Budget:
         await self._broker.spend(self.teacher_id, news - reserved)
 
 
-def tokens_of(groups: Sequence[Group]) -> int:
-    """Of contexts and answers, once each."""
-    return sum(map(_tokens, groups))
+def tokens_of(groups: Sequence[Group], own_context: bool = False) -> int:
+    """Of contexts and answers, once each; `own_context`: the student's own prompt, whatever the teacher's is."""
+    return sum(_tokens(group, own_context) for group in groups)
 
 
-def _tokens(group: Group) -> int:
-    context = group.prompt.teacher_prompt_ids or group.prompt.prompt_ids
+def _tokens(group: Group, own_context: bool) -> int:
+    theirs = None if own_context else group.prompt.teacher_prompt_ids
+    context = group.prompt.prompt_ids if theirs is None else theirs
     return sum(len(context) + len(rollout.completion_ids) for rollout in group.rollouts)

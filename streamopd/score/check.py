@@ -32,6 +32,22 @@ def check_evidence(group: Group, views: Sequence[Sequence[Evidence]], vocab_size
             _check_view(view, vocab_size, where)
 
 
+def check_same_ids(views: Sequence[Sequence[Evidence]], beside: Sequence[Sequence[Evidence]]) -> None:
+    """Raise GarbageRecord when a reference speaks of other ids than the teacher's view that it stands beside."""
+    for mine, theirs in zip(views, beside, strict=True):
+        for view, other in zip(mine, theirs, strict=True):
+            said, asked = (None if v.support is None or v.support.ids is None else v.support.ids.numpy() for v in (view, other))
+            if (said is None) != (asked is None) or (said is not None and asked is not None and not np.array_equal(said, asked)):
+                raise GarbageRecord(
+                    f"{view.role} {view.teacher_id!r} on rollout {view.rollout_id}: its rows are {_rows(said)}, those of "
+                    f"{other.role} {other.teacher_id!r} are {_rows(asked)}; both must hold the same ids at every token"
+                )
+
+
+def _rows(ids: NDArray[np.int32] | None) -> str:
+    return "of no ids" if ids is None else f"{list(ids.shape)} ids from {ids[:1].tolist()} on"
+
+
 def _check_view(view: Evidence, vocab_size: int, where: str) -> None:
     if view.entropy is not None:
         _refuse_outside(view.entropy, -SLACK, float(np.log(vocab_size)) + SLACK, f"{where}: entropy")
@@ -41,6 +57,8 @@ def _check_view(view: Evidence, vocab_size: int, where: str) -> None:
         _refuse_outside(view.stop_logmass, -np.inf, SLACK, f"{where}: stop_logmass")
     if view.support is not None:
         _check_sums(view.support, view.mass, _checked_cells(view.support, vocab_size, where), where)
+    if view.hidden is not None:
+        _check_hidden(view.hidden, where)
 
 
 def _refuse_outside(array: Array, low: float, high: float, what: str) -> None:
@@ -75,6 +93,14 @@ def _check_sums(support: TopK, mass: Array | None, cells: NDArray[np.bool_], whe
     if wrong.any():
         at = _first(wrong)
         raise GarbageRecord(f"{where}: the support sums to {total[at]:.4f} at token {at}, claimed is {claimed[at]:.4f}")
+
+
+def _check_hidden(hidden: Array, where: str) -> None:
+    if len(hidden.shape) != 2 or not hidden.shape[1] or hidden.dtype != "float16":
+        raise GarbageRecord(f"{where}: hidden states are {hidden.dtype}{list(hidden.shape)}; they are float16 [tokens, width]")
+    wrong = ~np.isfinite(hidden.numpy()).all(1)
+    if wrong.any():
+        raise GarbageRecord(f"{where}: the hidden state at token {_first(wrong)} is not finite")
 
 
 def _first(wrong: NDArray[np.bool_]) -> int:

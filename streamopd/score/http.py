@@ -24,7 +24,7 @@ from streamopd.schemas import Evidence, Group
 from streamopd.schemas.teaching import PackedItem, TeacherInfo, Vocabulary, Want
 from streamopd.score.answer import Asked, possible_of, to_evidence
 from streamopd.score.api import open_api
-from streamopd.score.item import Item, check_ids, score_groups
+from streamopd.score.item import Item, Views, check_ids, score_groups
 from streamopd.score.replica import ItemsRefused, Replica
 from streamopd.slots import EvidenceRequest
 
@@ -100,11 +100,11 @@ class HttpTeacher:
         """What it means by `ids`, at least."""
         return self._wait(self._choose_and(lambda replica: replica.vocabulary(ids)))
 
-    def score(self, groups: Sequence[Group], request: EvidenceRequest) -> list[list[list[Evidence]]]:
-        """Views by group and rollout; [] for a rollout that failed, was aborted or is empty. What it cannot tell is left out."""
+    def score(self, groups: Sequence[Group], request: EvidenceRequest, beside: Sequence[Views] | None = None) -> list[Views]:
+        """Views by group and rollout, as `score_groups` gives them. What it cannot tell is left out, where something can stand in."""
         assert self.info is not None, f"teacher {self.teacher_id!r} was not met"
-        possible = possible_of(request, self.info)
-        return score_groups(groups, possible, self._check, lambda items: self._score_items(items, possible))
+        possible = possible_of(request, self.info, self.teacher_id, "teacher" if beside is None else "reference")
+        return score_groups(groups, possible, beside, self._check, lambda items: self._score_items(items, possible))
 
     @property
     def asked_tokens(self) -> int:

@@ -1,7 +1,7 @@
 """A teacher in this process: a frozen transformers model that scores whole groups in length-sorted micro-batches.
 
 Shapes: R rollouts in a micro-batch, L padded tokens, G tokens of one completion, N answer tokens of a chunk, D width,
-V vocabulary, K support ids.
+V vocabulary, K support ids, S ids of a slice.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
-from streamopd.errors import TeacherError
+from streamopd.errors import GarbageRecord, TeacherError
 from streamopd.layout import cut_micro_batches, pad_right, predicting_positions
 from streamopd.schemas import Array, Evidence, Group, TopK
-from streamopd.score.item import MIN_LOGPROB, Item, check_ids, score_groups
+from streamopd.score.item import MIN_LOGPROB, Item, Views, check_ids, refuse_slice_beyond, score_groups
 from streamopd.slots import EvidenceRequest
 
 MAX_LOGITS = 16 << 20     # floats of logits that exist at once
 MIN_PREFIX = 16           # tokens; a shorter common prefix is not worth a cache
 KEPT_PREFIXES = 8         # of these, keys and values stay
+MAX_HALF = float(np.finfo(np.float16).max)
 
 
 class LocalTeacher:
@@ -52,9 +53,18 @@ class LocalTeacher:
                 "Name a teacher with the student's tokenizer."
             )
 
-    def score(self, groups: Sequence[Group], request: EvidenceRequest) -> list[list[list[Evidence]]]:
-        """Views by group and rollout; [] for a rollout that failed, was aborted or is empty."""
-        return score_groups(groups, request, self.check, lambda items: self._score_items(items, request))
+    def score(self, groups: Sequence[Group], request: EvidenceRequest, beside: Sequence[Views] | None = None) -> list[Views]:
+        """Views by group and rollout, as `score_groups` gives them."""
+        return score_groups(groups, request, beside, self.check, lambda items: self._score_items(items, request))
+
+    def require(self, request: EvidenceRequest) -> None:
+        """TeacherError when it cannot give that: a slice beyond its vocabulary, or hidden states of a head that is no mere matrix."""
+        refuse_slice_beyond(request.slice_ids, f"teacher {self.teacher_id!r}", self.vocab_size)
+        if request.hidden and getattr(self.model.get_output_embeddings(), "bias", None) is not None:
+            raise TeacherError(
+                f"The output head of teacher {self.teacher_id!r} has a bias, and hidden states are read through a matrix alone. "
+                'Use FullVocabulary(by="logprobs"), or another teacher.'
+            )
 
     def check(self, item: Item) -> None:
         """GarbageRecord when this teacher cannot read it."""
@@ -68,7 +78,9 @@ class LocalTeacher:
 
     def distributions(self, items: Sequence[Item]) -> Iterator[tuple[slice, Tensor]]:
         """(rows, log-probs [N, V]) over the answer tokens of one micro-batch, a few rows at a time."""
-        hidden_MD = self._answer_states(items)
+        yield from self._through_head(self._answer_states(items))
+
+    def _through_head(self, hidden_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         rows = max(1, MAX_LOGITS // self.vocab_size)
         for start in range(0, len(hidden_MD), rows):
             part = slice(start, start + rows)
@@ -85,12 +97,14 @@ class LocalTeacher:
     def _score_batch(self, items: Sequence[Item], request: EvidenceRequest) -> list[Evidence]:
         device = self.model.device
         completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long().to(device)
-        student_Mk = _stack_ids([item.student_ids for item in items]).to(device) if request.student_ids else None
-        chunks = []
-        for part, logp_NV in self.distributions(items):
-            student_Nk = None if student_Mk is None else student_Mk[part]
-            chunks.append(_look(logp_NV, completion_M[part], student_Nk, self.stop_ids, request))
+        given_Mk = _stack_ids(items).to(device) if request.student_ids else None
+        hidden_MD, chunks = self._answer_states(items), []
+        for part, logp_NV in self._through_head(hidden_MD):
+            given_Nk = None if given_Mk is None else given_Mk[part]
+            chunks.append(_look(logp_NV, completion_M[part], given_Nk, self.stop_ids, request))
         seen = chunks[0] if len(chunks) == 1 else _join(chunks)
+        if request.hidden:
+            seen = seen._replace(hidden=hidden_MD.float())
         columns = _Seen(*(None if column is None else column.cpu().numpy() for column in seen))
         return list(self._evidence(items, columns, request))
 
@@ -153,14 +167,16 @@ class LocalTeacher:
             part = _Seen(*(None if values is None else values[start:stop] for values in seen))
             yield Evidence(
                 rollout_id=item.rollout_id,
+                role=item.role,
                 teacher_id=self.teacher_id,
                 context_digest=item.context_digest,
                 tokenizer_digest=self.tokenizer_digest,
                 logprobs=Array.of(part.logprobs, "float32"),
                 support=_to_topk(part, request.full),
-                mass=Array.of(part.mass, "float32"),
+                mass=None if part.mass is None else Array.of(part.mass, "float32"),
                 entropy=Array.of(part.entropy, "float32"),
                 stop_logmass=Array.of(part.stop_logmass, "float32") if self.stop_ids else None,
+                hidden=None if part.hidden is None else _to_half(part.hidden, f"teacher {self.teacher_id!r} on rollout {item.rollout_id}"),
             )
             start = stop
 
@@ -211,14 +227,15 @@ class _Seen(NamedTuple):
 
     logprobs: Any            # [N]
     entropy: Any             # [N]
-    mass: Any                # [N]
+    mass: Any                # [N], None without a support
     stop_logmass: Any        # [N]
     ids: Any = None          # [N, K] with -1 padding, None for the whole vocabulary
-    support: Any = None      # [N, K] or [N, V]
+    support: Any = None      # [N, K] or [N, V], None where hidden states stand for it
+    hidden: Any = None       # [N, D]
 
 
 def _look(
-    logp_NV: Tensor, completion_N: Tensor, student_Nk: Tensor | None, stop_ids: Sequence[int], request: EvidenceRequest
+    logp_NV: Tensor, completion_N: Tensor, given_Nk: Tensor | None, stop_ids: Sequence[int], request: EvidenceRequest
 ) -> _Seen:
     """What the request asks about N positions, from their whole distributions."""
     stop = logp_NV[:, list(stop_ids)]
@@ -229,25 +246,28 @@ def _look(
     stop_logmass = stop.logsumexp(-1) if stop_ids else torch.zeros(len(logp_NV), device=logp_NV.device)
     if request.full:
         return _Seen(*whole, torch.ones(len(logp_NV), device=logp_NV.device), stop_logmass, None, logp_NV)
-    ids_NK = _support_ids(logp_NV, completion_N, student_Nk, stop_ids, request)
+    if request.hidden:
+        return _Seen(*whole, None, stop_logmass)
+    ids_NK = _support_ids(logp_NV, completion_N, given_Nk, stop_ids, request)
     support_NK = logp_NV.gather(1, ids_NK.clamp(min=0)).masked_fill_(ids_NK < 0, -torch.inf)
     return _Seen(*whole, support_NK.exp().sum(-1), stop_logmass, ids_NK, support_NK)
 
 
 def _support_ids(
-    logp_NV: Tensor, completion_N: Tensor, student_Nk: Tensor | None, stop_ids: Sequence[int], request: EvidenceRequest
+    logp_NV: Tensor, completion_N: Tensor, given_Nk: Tensor | None, stop_ids: Sequence[int], request: EvidenceRequest
 ) -> Tensor:
     """[N, K] the union of the requested ids: ascending in a row, each once, -1 at the end."""
     rows = len(logp_NV)
     parts = []
     if request.teacher_k:
         parts.append(logp_NV.topk(min(request.teacher_k, logp_NV.shape[1]), sorted=False).indices)
-    if student_Nk is not None:
-        parts.append(student_Nk)
+    if given_Nk is not None:
+        parts.append(given_Nk)
     if request.sampled:
         parts.append(completion_N[:, None])
-    if request.stop and stop_ids:
-        parts.append(torch.tensor(stop_ids, device=logp_NV.device).expand(rows, -1))
+    always_S = [*(stop_ids if request.stop else ()), *request.slice_ids]
+    if always_S:
+        parts.append(torch.tensor(always_S, device=logp_NV.device).expand(rows, -1))
     return deduplicate(torch.cat(parts, 1)) if parts else torch.empty(rows, 0, dtype=torch.long, device=logp_NV.device)
 
 
@@ -280,10 +300,22 @@ def _join(chunks: Sequence[_Seen]) -> _Seen:
 def _to_topk(part: _Seen, full: bool) -> TopK | None:
     if full:
         return TopK(None, Array.of(part.support, "float32"))
-    if not part.ids.shape[1]:
+    if part.ids is None or not part.ids.shape[1]:
         return None
     width = int((part.ids >= 0).sum(1).max())  # this rollout's fullest row, not the batch's
     return TopK(Array.of(part.ids[:, :width], "int32"), Array.of(part.support[:, :width], "float16"))
+
+
+def _to_half(hidden_GD: NDArray[np.float32], where: str) -> Array:
+    """float16; GarbageRecord where that cannot hold a number, which would become inf."""
+    wrong = ~(np.abs(hidden_GD) <= MAX_HALF)  # NaN is wrong too
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise GarbageRecord(
+            f"{where}: a hidden state is {hidden_GD[row, column]:.6g} at token {row}, and float16 ends at {MAX_HALF:,.0f}. "
+            'Use FullVocabulary(by="logprobs").'
+        )
+    return Array.of(hidden_GD, "float16")
 
 
 # ---------------------------------------------------------------- layout
@@ -295,9 +327,9 @@ def _common_prefix(contexts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     return contexts[0][: int(differs.argmax()) if differs.any() else length]
 
 
-def _stack_ids(ids: Sequence[NDArray[np.int32] | None]) -> Tensor:
-    """[M, k] of the rollouts one after another, -1 where one recorded fewer."""
-    arrays = [part for part in ids if part is not None]
+def _stack_ids(items: Sequence[Item]) -> Tensor:
+    """[M, k] the ids that come with the items one after another, -1 where one has fewer, or none."""
+    arrays = [np.empty((len(item.completion), 0), np.int32) if item.support_ids is None else item.support_ids for item in items]
     width = max(part.shape[1] for part in arrays)
     return torch.from_numpy(np.concatenate([
         np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in arrays

@@ -45,7 +45,7 @@ class Student(Struct, frozen=True):
     folder: Path
     vocab_size: int                       # of its head
     stop_ids: tuple[int, ...]
-    student_k: int                        # of its own top ids that come with each token
+    student_k: int                        # ids that come with each token: its own top ones, or those beside a reference
     max_completion_length: int
     contexts: Sequence[NDArray[np.int32]]  # as this teacher will see them; the longest there is among them
 
@@ -64,8 +64,10 @@ def student_of(
 class Scene:
     """One probe: a teacher, the student it is for, and what the method will ask."""
 
-    def __init__(self, teacher: HttpTeacher, student: Student, request: EvidenceRequest, wait_s: float, begun: bool) -> None:
-        self.teacher, self.student, self.request, self.wait_s, self.begun = teacher, student, request, wait_s, begun
+    def __init__(
+        self, teacher: HttpTeacher, student: Student, request: EvidenceRequest, wait_s: float, begun: bool, role: str
+    ) -> None:
+        self.teacher, self.student, self.request, self.wait_s, self.begun, self.role = teacher, student, request, wait_s, begun, role
         self.here = list(teacher.replicas)  # those that answered
 
     @property
@@ -141,13 +143,15 @@ Check = Callable[[Scene], str]
 
 def probe(
     teacher: HttpTeacher, student: Student, request: EvidenceRequest, tell: Callable[[str], None], wait_s: float = WAIT_S,
-    begun: bool = False,
+    begun: bool = False, role: str = "teacher",
 ) -> None:
     """Tell what was found, one sentence a check; TeacherError with every problem of the first stage that has one.
 
+    A reference (`role`) is asked what `as_reference` makes of a method's request.
+
     In a run that has `begun`, replicas that are away are not waited for: TeacherAway when all are.
     """
-    scene = Scene(teacher, student, request, wait_s, begun)
+    scene = Scene(teacher, student, request, wait_s, begun, role)
     for stage in STAGES:
         problems = []
         for check in stage:
@@ -241,7 +245,7 @@ def gives_enough_ids(scene: Scene) -> str:
             f"{scene.name} returns at most {info.max_topk} log-probs a token; this method asks for {request.teacher_k}. "
             f"Start it with a larger cap ({CAP[scene.teacher.api]}), or use a method with teacher_k = {info.max_topk}."
         )
-    given = possible_of(request, info)
+    given = possible_of(request, info, scene.teacher.teacher_id, scene.role)
     lost = [name for name, wanted, told in (
         ("the student's top ids", request.student_ids, given.student_ids), ("stop ids", request.stop, given.stop),
         (f"its own top {request.teacher_k}", request.teacher_k, given.teacher_k),
@@ -444,8 +448,9 @@ def _group(number: int, context: NDArray[np.int32], completion: NDArray[np.int32
     """A group of one answer, as a generator hands it on."""
     ids, own = Array.of(context, "int32"), None
     if student.student_k:
-        own_Gk = [[(int(token) + k) % student.vocab_size for k in range(student.student_k)] for token in completion]
-        own = TopK(Array.of(own_Gk, "int32"), Array.of(np.full((len(own_Gk), student.student_k), -1.0), "float16"))
+        width = min(student.student_k, student.vocab_size)
+        own_Gk = [[(int(token) + k) % student.vocab_size for k in range(width)] for token in completion]
+        own = TopK(Array.of(own_Gk, "int32"), Array.of(np.full((len(own_Gk), width), -1.0), "float16"))
     prompt = Prompt(id=f"probe{number}", run="probe", method="probe", born_s=0.0, seq=number, prompt_ids=ids)
     rollout = Rollout(
         id=f"probe{number}.0", prompt_ids=ids, completion_ids=Array.of(completion, "int32"), weight_spans=[Span(0, 0)],

@@ -126,7 +126,7 @@ class TeacherServer:
         wrong = [i for i in want.stop_ids if not 0 <= i < self.info.vocab_size]
         if wrong or want.topk < 0:
             raise GarbageRecord(f"stop_ids {wrong} and topk {want.topk} do not fit a vocabulary of {self.info.vocab_size}")
-        given = max((item.student_ids.shape[1] for item in items if item.student_ids is not None), default=0)
+        given = max((item.support_ids.shape[1] for item in items if item.support_ids is not None), default=0)
         width = 3 + 2 * min(want.topk, self.info.vocab_size) + (self.info.vocab_size if want.whole else 0) + given
         numbers = width * sum(len(item.completion) for item in items)
         if numbers > MAX_ANSWER_NUMBERS:
@@ -136,7 +136,7 @@ class TeacherServer:
     def _score_batch(self, items: Sequence[Item], want: Want) -> list[PackedScore]:
         device = self.teacher.model.device
         completion_M = torch.from_numpy(np.concatenate([item.completion for item in items])).long().to(device)
-        support_MS = _stacked([item.student_ids for item in items], [len(item.completion) for item in items]).to(device)
+        support_MS = _stacked([item.support_ids for item in items], [len(item.completion) for item in items]).to(device)
         seen: list[dict[str, Tensor]] = []
         for part, logp_NV in self.teacher.distributions(items):
             seen.append(_look(logp_NV, completion_M[part], support_MS[part], want))
@@ -171,8 +171,8 @@ def _cut(items: Sequence[Item], columns: dict[str, Any]) -> Any:
         stop = start + len(item.completion)
         said = {name: values[start:stop] for name, values in columns.items()}
         support = said.pop("support_logprobs")
-        if item.student_ids is not None:
-            said["support_logprobs"] = support[:, : item.student_ids.shape[1]]
+        if item.support_ids is not None:
+            said["support_logprobs"] = support[:, : item.support_ids.shape[1]]
         yield Score(**{name: Array.of(values, "int32" if name.endswith("ids") else "float32") for name, values in said.items()})
         start = stop
 

@@ -44,7 +44,7 @@ from .loss import (
     TotalVariation,
 )
 from .method import AGREEMENT_K, Branch, EvidenceRequest, Method, Stage, summed_over
-from .pool import Pool, Routed, Teachers
+from .pool import OWN_START, Pool, Routed, Teachers
 from .route import (
     Always,
     Correct,
@@ -108,6 +108,7 @@ from .weight import (
 __all__ = [
     "AGREEMENT_K",
     "JSD",
+    "OWN_START",
     "Advantage",
     "AgeDecay",
     "AgeWeight",

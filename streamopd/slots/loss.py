@@ -80,7 +80,7 @@ class Advantage(Slot, frozen=True):
 
 
 class GoldOrGuess(Slot, frozen=True):
-    """Policy-gradient coefficients of the written token and of the student's own likeliest one, on somebody else's text
+    """Coefficients of the written token and of the student's own likeliest one, summed, on somebody else's text
     (HPD, arXiv 2604.20244): a = p (log q − log p), with q added where a > 0, or where the guess is told off."""
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .age import AgeWeight, NoAgeWeight
 from .behaviour import Behaviour, OnPolicy, TeacherMembers
-from .correction import Correction, NoCorrection
+from .correction import Correction, NoCorrection, TeacherRatio
 from .loss import (
     Advantage,
     ArgmaxCrossEntropy,
@@ -26,15 +26,31 @@ from .loss import (
     ReverseKL,
 )
 from .pool import Routed, Teachers
-from .route import Always, Correct, Incorrect, When
+from .route import Always, Correct, Incorrect, TeacherPrefers, Trusted, When
 from .select import Everything, Select
-from .shape import Baseline, MarginShift, OutcomeGate, Shape
+from .shape import Baseline, MarginShift, Modulate, OutcomeGate, Shape
 from .slot import Scalar, Slot, inside, settled
 from .support import FullVocabulary, Intersection, StudentTop, Support, TeacherTop, Union, VocabularySlice
 from .target import Extrapolate, Target, Teacher
-from .weight import ChangePoint, GroupSoftmax, PassRate, Teachability, Weight
+from .weight import (
+    AtLeastFloor,
+    ChangePoint,
+    GroupSoftmax,
+    LogRatio,
+    PassRate,
+    StepRatio,
+    Teachability,
+    TeacherAccepts,
+    Weight,
+)
 
 AGREEMENT_K = 16  # of the student's ids, where a fact speaks of its top k and the slot does not say which
+
+
+# what speaks of the student's own candidates: without their ids it would be something else, not a looser bound
+OF_CANDIDATES = (Baseline, ChangePoint, ListwiseRanking, Teachability, GoldOrGuess)
+# what looks at the teacher's log-prob of the written token, whatever the loss
+LISTENING = (AtLeastFloor, LogRatio, Modulate, StepRatio, TeacherPrefers, TeacherRatio, Trusted)
 
 
 class EvidenceRequest(Struct, frozen=True):
@@ -60,10 +76,11 @@ class Branch(Slot, frozen=True, kw_only=True):
     form: Form = "direct"
     shape: tuple[Shape, ...] = ()
     weight: tuple[Weight, ...] = ()
+    correction: Correction | None = None  # of a policy gradient; None = the method's
     scale: Scalar = 1.0
 
     def __post_init__(self) -> None:
-        pg_only, direct_only = (Power, Advantage, GoldOrGuess), (Entropy, ReferenceKL, ListwiseRanking, ArgmaxCrossEntropy)
+        pg_only, direct_only = (Power, Advantage), (Entropy, ReferenceKL, ListwiseRanking, ArgmaxCrossEntropy, GoldOrGuess)
         name = type(self.loss).__name__
         if isinstance(self.loss, pg_only) and self.form != "policy_gradient":
             raise ValueError(f'{name} is a coefficient of the written token: its form is "policy_gradient", not "{self.form}".')
@@ -174,11 +191,12 @@ class Method(Struct, frozen=True, kw_only=True):
         slices = {i for support in supports if isinstance(support, VocabularySlice) for i in support.ids}
         return EvidenceRequest(
             full=False,
-            teacher_k=max((_teacher_k(branch) for branch in self.all_branches), default=0),
+            teacher_k=max((_teacher_k(slot) for slot in self.slots), default=0),
             student_ids=self.student_k > 0,
             sampled=all(union.sampled for union in unions),
             stop=all(union.stop for union in unions),
-            tail=all(isinstance(support, Union) and support.remainder == "tail" for support in supports),
+            tail=all(isinstance(support, Union) and support.remainder == "tail" for support in supports)
+            and not any(isinstance(slot, OF_CANDIDATES) for slot in self.slots),
             slice_ids=tuple(sorted(slices)),
         )
 
@@ -207,7 +225,8 @@ class Method(Struct, frozen=True, kw_only=True):
     def needs_teacher(self) -> bool:
         """Whether evidence is used at all."""
         told = [b.loss for b in self.all_branches]
-        return not all(isinstance(loss, Advantage | Likelihood | Entropy) for loss in told) or bool(self.facts - {"entropy"})
+        listening = any(isinstance(slot, LISTENING) for slot in self.slots)
+        return listening or not all(isinstance(loss, Advantage | Likelihood | Entropy) for loss in told) or bool(self.facts - {"entropy"})
 
 
 def summed_over(branch: Branch) -> bool:
@@ -226,9 +245,11 @@ def _student_k(slot: Slot) -> int:
     return AGREEMENT_K if isinstance(slot, Teachability) else 0
 
 
-def _teacher_k(branch: Branch) -> int:
-    if not summed_over(branch):
+def _teacher_k(slot: Slot) -> int:
+    if isinstance(slot, TeacherAccepts):
+        return slot.k
+    if not isinstance(slot, Branch) or not summed_over(slot):
         return 0
-    support = branch.support
+    support = slot.support
     k = support.teacher_k if isinstance(support, Union) else support.k if isinstance(support, TeacherTop | Intersection) else 0
-    return max(k, 1 if isinstance(branch.loss, ArgmaxCrossEntropy) else 0)
+    return max(k, 1 if isinstance(slot.loss, ArgmaxCrossEntropy) else 0)

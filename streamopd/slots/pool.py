@@ -6,6 +6,8 @@ from typing import Literal
 
 from .slot import Slot
 
+OWN_START = "reference"  # the id of the student's initial weights, where no teacher is the reference
+
 
 class Routed(Slot, frozen=True):
     """The one that the prompt names."""

@@ -71,8 +71,7 @@ class OffPolicyShape(Slot, frozen=True):
 
 
 class Modulate(Slot, frozen=True):
-    """a (1 + c max(D − threshold, 0)), c for gains and `negative` for losses; normalised it is divided by its answer's geometric
-    mean (arXiv 2605.18529)."""
+    """a (1 + c max(D − threshold, 0)), c `positive` where a > 0 and `negative` elsewhere (AMR-SD, arXiv 2605.18529)."""
 
     positive: Scalar = 0.2
     negative: Scalar = 0.1

@@ -95,8 +95,8 @@ class ChangePoint(Slot, frozen=True):
 
 
 class RockTokens(Slot, frozen=True):
-    """0 for ids whose mean KL(p‖q) times their count is among the highest `fraction` of the step's ids, from progress `since`
-    on (arXiv 2605.09253)."""
+    """0 for ids whose mean KL(p‖q) times their count is among the highest `fraction` of the step's ids, while `active` is not 0
+    (arXiv 2605.09253)."""
 
     facts: ClassVar = ("divergence",)
     surveys: ClassVar = True

@@ -27,6 +27,8 @@ TOLD = {
     "cpu_s": ("streamopd_cpu_seconds_total", "CPU seconds of the process"),
     "rss_mb": ("streamopd_peak_rss_megabytes", "largest resident memory so far"),
 }
+# counters of the heartbeat named "KEY/WHAT" -> (name, what they say, the label that WHAT is a value of)
+TOLD_BY = {"teacher_tokens": ("streamopd_teacher_tokens_total", "tokens of answers scored, by who scored them", "teacher")}
 LEARNED = ("loss", "kl_bound", "kl", "accuracy", "grad_norm", "mismatch_kl", "entropy_gap", "stop_gap", "truncated_ratio", "ess")
 
 
@@ -47,6 +49,13 @@ class ServiceFigures(Collector):
         for key, value in sorted(beat.counters.items()):
             if key in TOLD:
                 yield _family(*TOLD[key], labels, value)
+        for key, (name, text, label) in TOLD_BY.items():
+            parts = {at.partition("/")[2]: value for at, value in sorted(beat.counters.items()) if at.startswith(f"{key}/")}
+            family = CounterMetricFamily(name, text, labels=(*OF_SERVICE, label))
+            for part, value in parts.items():
+                family.add_metric([*labels, part], value)
+            if parts:
+                yield family
 
 
 class RunFigures(Collector):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from streamopd.generate.engine import Answer, Engine, Request
@@ -21,11 +22,11 @@ disable_progress_bar()
 VOCABULARY, STOP, POSITIONS = 19, 2, 96
 
 
-def save_llama(path: Path, tied: bool) -> Path:
+def save_llama(path: Path, tied: bool, seed: int = 5, vocabulary: int = VOCABULARY) -> Path:
     """Two random layers, far from uniform."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.15,
     )
     LlamaForCausalLM(config).save_pretrained(path)
@@ -40,6 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("teacher"), tied=False, seed=6)
 
 
 def plain(folder: Path) -> PreTrainedModel:
@@ -95,3 +101,24 @@ def answer_all(engine: Engine, todo: list[Request], at_once: int = 10**6) -> dic
         del todo[:count]
         done |= {answer.request.id: answer for answer in engine.step()}
     return done
+
+
+@torch.inference_mode()
+def student_logits(answer: Answer, models: dict[int, PreTrainedModel]) -> Tensor:
+    """[G, V] of each completion token, by the rule that the spans state, with plain forwards of each version.
+
+    A token under version v comes from feeding the one before it with v's weights. What lies further back was fed
+    under older ones (keep), or is fed again under v (recompute).
+    """
+    prompt, ids = answer.request.prompt_ids.tolist(), answer.completion_ids.tolist()
+    fed = prompt + ids[:-1]
+    bounds = [span.start for span in answer.spans[1:]] + [len(ids)]
+    config = next(iter(models.values())).config
+    cache, rows = DynamicCache(config=config), []
+    for span, end in zip(answer.spans, bounds, strict=True):
+        if span.kv == "recompute":
+            cache = DynamicCache(config=config)
+        known, upto = cache.get_seq_length(), len(prompt) + end - 1
+        out = models[span.version](input_ids=torch.tensor([fed[known:upto]]), cache=cache, use_cache=True)
+        rows.append(out.logits[0, -(end - span.start) :])
+    return torch.cat(rows)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,8 +18,9 @@ from streamopd.generate.rest import Rest
 from streamopd.generate.scripted import ScriptedEngine
 from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
-from streamopd.schemas import Weights
+from streamopd.schemas import Array, Prompt, Weights
 from streamopd.services.generator import Desk
+from streamopd.slots import Linear, Method, OnPolicy, TeacherPrefix
 from streamopd.stream.memory import MemoryBroker, MemoryStore
 from streamopd.worker import Run, Worker
 
@@ -75,6 +77,10 @@ async def put(desk: Desk, n: int) -> None:
     desk.worker.weights, desk.worker.boot = Weights(run="r", boot="b", n=n, folder=f"w{n}"), "b"
 
 
+def question() -> Prompt:
+    return Prompt(id="p0", run="r", method="m", born_s=0.0, seq=0, prompt_ids=Array.of(np.array([1], np.int32), "int32"))
+
+
 def write_something(engine: Engine) -> None:
     engine.admit([Request(id="a.0", prompt_ids=np.array([1], np.int32), seed=(0,), max_new=10_000)])
     engine.step()
@@ -94,6 +100,17 @@ async def test_answers_go_on_while_weights_arrive(desk: Desk, engine: Engine) ->
     await desk.swap_to_newest()
     assert engine.done == ["swap 0", "prepare 1", "swap 1"]
     assert desk.served == ("b", 1)
+
+
+async def test_what_an_answer_is_begun_under_moves_with_the_weights(desk: Desk, engine: Engine) -> None:
+    desk.run.method = Method(name="prefixes", summary="", behaviour=TeacherPrefix(tokens=Linear(32.0, 0.0)))
+    desk.run.config = msgspec.structs.replace(desk.run.config, learn=msgspec.structs.replace(desk.run.config.learn, max_steps=8))
+    for n, tokens in ((1, 28.0), (6, 8.0), (8, 0.0), (9, 0.0)):
+        await put(desk, n)
+        await desk.swap_to_newest()
+        assert desk.behaviour == TeacherPrefix(tokens=tokens)
+        begun = {request.behaviour for request in desk._requests(question())}
+        assert begun == {TeacherPrefix(tokens=tokens) if tokens else OnPolicy()}
 
 
 async def test_with_nothing_in_flight_nobody_waits_beside(desk: Desk, engine: Engine) -> None:

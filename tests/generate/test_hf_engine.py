@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from streamopd.errors import SwapRefused, UserError
 from streamopd.generate.engine import Answer, Request
 from streamopd.schemas import Finish, Rollout, Span, decode, encode
 
-from .conftest import POSITIONS, STOP, VOCABULARY, OpenEngine, Publish, answer_all, plain, requests
+from .conftest import POSITIONS, STOP, VOCABULARY, OpenEngine, Publish, answer_all, plain, requests, student_logits
 
 
 def logprobs_of(model: PreTrainedModel, answer: Answer) -> np.ndarray:
@@ -21,25 +21,10 @@ def logprobs_of(model: PreTrainedModel, answer: Answer) -> np.ndarray:
     return replay(answer, {answer.spans[0].version: model})
 
 
-@torch.inference_mode()
 def replay(answer: Answer, models: dict[int, PreTrainedModel]) -> np.ndarray:
-    """Log-probs [G] at temperature 1, by the rule that the spans state, with plain forwards of each version.
-
-    A token under version v comes from feeding the one before it with v's weights. What lies further back was fed
-    under older ones (keep), or is fed again under v (recompute).
-    """
-    prompt, ids = answer.request.prompt_ids.tolist(), answer.completion_ids.tolist()
-    fed = prompt + ids[:-1]
-    bounds = [span.start for span in answer.spans[1:]] + [len(ids)]
-    config = next(iter(models.values())).config
-    cache, rows = DynamicCache(config=config), []
-    for span, end in zip(answer.spans, bounds, strict=True):
-        if span.kv == "recompute":
-            cache = DynamicCache(config=config)
-        known, upto = cache.get_seq_length(), len(prompt) + end - 1
-        out = models[span.version](input_ids=torch.tensor([fed[known:upto]]), cache=cache, use_cache=True)
-        rows.append(out.logits[0, -(end - span.start) :].log_softmax(-1))
-    return torch.cat(rows).gather(-1, torch.tensor(ids)[:, None]).squeeze(-1).numpy()
+    """Log-probs [G] at temperature 1."""
+    logp_GV = student_logits(answer, models).log_softmax(-1)
+    return logp_GV.gather(-1, torch.tensor(answer.completion_ids.tolist())[:, None]).squeeze(-1).numpy()
 
 
 # ---------------------------------------------------------------- what an answer is

@@ -31,8 +31,8 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save_model(tmp_path_factory.mktemp("untied"), 300, False)
 
 
-def _save_model(path: Path, vocab: int, tie: bool) -> Path:
-    torch.manual_seed(vocab)
+def _save_model(path: Path, vocab: int, tie: bool, seed: int | None = None) -> Path:
+    torch.manual_seed(vocab if seed is None else seed)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0, eos_token_id=2,
@@ -41,6 +41,12 @@ def _save_model(path: Path, vocab: int, tie: bool) -> Path:
     LlamaForCausalLM(config).save_pretrained(path)
     (path / "tokenizer.json").write_text("{}")
     return path
+
+
+@pytest.fixture(scope="session")
+def elder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another random Llama of 300 ids, to teach `untied`."""
+    return _save_model(tmp_path_factory.mktemp("elder"), 300, False, seed=7)
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamopd.pack.filters import keep_accepted, refusal, refusals
 from streamopd.schemas import Array, Evidence, Finish, Group, Outcome, Prompt, Rollout, Scored, Span
 
-LENIENT = {"min_completion_length": 1, "drop_truncated": False, "drop_incorrect": False}
-STRICT = {"min_completion_length": 3, "drop_truncated": True, "drop_incorrect": True}
+LENIENT: dict[str, Any] = {"min_completion_length": 1, "drop_truncated": False, "drop_incorrect": False, "needs_evidence": True}
+STRICT: dict[str, Any] = {"min_completion_length": 3, "drop_truncated": True, "drop_incorrect": True, "needs_evidence": True}
 
 
 def answer(
@@ -46,25 +48,26 @@ def make_scored(*answers: tuple[int, Finish, bool | None], evidence: bool = True
 def test_an_answer_is_refused_for_its_first_reason(
     of: tuple[int, Finish, bool | None], lenient: str | None, strict: str | None
 ) -> None:
-    assert refusal(make_scored(of), **LENIENT) == lenient
-    assert refusal(make_scored(of), **STRICT) == strict
+    assert refusal(refusals(make_scored(of), **LENIENT)) == lenient
+    assert refusal(refusals(make_scored(of), **STRICT)) == strict
 
 
 def test_an_answer_nobody_graded_is_not_a_wrong_one() -> None:
-    assert refusal(make_scored(answer(correct=None)), **STRICT) is None
+    assert refusal(refusals(make_scored(answer(correct=None)), **STRICT)) is None
 
 
-def test_an_answer_no_teacher_scored_is_refused() -> None:
-    assert refusal(make_scored(answer(), evidence=False), **LENIENT) == "no_evidence"
+def test_an_answer_no_teacher_scored_is_refused_unless_the_method_asks_none() -> None:
+    assert refusal(refusals(make_scored(answer(), evidence=False), **LENIENT)) == "no_evidence"
+    assert refusal(refusals(make_scored(answer(), evidence=False), **LENIENT | {"needs_evidence": False})) is None
 
 
 def test_a_group_stays_while_one_answer_does_and_goes_for_its_commonest_reason() -> None:
     mixed = make_scored(answer(finish=Finish.ERROR), answer(), answer(finish=Finish.LENGTH))
-    assert refusal(mixed, **STRICT) is None
+    assert refusal(refusals(mixed, **STRICT)) is None
     assert refusals(mixed, **STRICT) == ["error", None, "truncated"]
     lost = make_scored(answer(finish=Finish.LENGTH), answer(finish=Finish.ERROR), answer(finish=Finish.LENGTH))
-    assert refusal(lost, **STRICT) == "truncated"
-    assert refusal(make_scored(), **LENIENT) == "empty"
+    assert refusal(refusals(lost, **STRICT)) == "truncated"
+    assert refusal(refusals(make_scored(), **LENIENT)) == "empty"
 
 
 def test_refused_answers_leave_with_their_views() -> None:

@@ -130,7 +130,7 @@ def test_a_server_that_does_not_know_the_students_highest_id_is_refused_and_not_
 def test_a_support_is_never_empty() -> None:
     info = TeacherInfo(contract=1, model="", vocab_size=19, max_tokens=99, max_topk=-1, scores_ids=False)
     asked = EvidenceRequest(full=False, teacher_k=0, student_ids=True, sampled=False, stop=True)
-    assert possible_of(asked, info) == ALONE
+    assert possible_of(asked, info, "default") == ALONE
 
 
 def test_what_was_measured_once_is_not_measured_again(groups: list[Group]) -> None:  # noqa: F811

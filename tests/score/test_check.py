@@ -12,7 +12,7 @@ import pytest
 
 from streamopd.errors import GarbageRecord
 from streamopd.schemas import Array, Evidence, Group, TopK
-from streamopd.score.check import check_evidence
+from streamopd.score.check import check_evidence, check_same_ids
 from streamopd.score.local import LocalTeacher
 from streamopd.slots import EvidenceRequest
 
@@ -79,6 +79,33 @@ def test_a_whole_vocabulary_of_another_size_or_sum_is_refused(
     halved = TopK(None, Array.of(full.support.logprobs.numpy() - np.log(2), "float32"))
     with pytest.raises(GarbageRecord, match=r"sums to 0\.5000"):
         check_evidence(group, [[msgspec.structs.replace(full, support=halved)]], 300)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "sentence"),
+    [
+        (Array.of(np.ones((6, 4)), "float32"), r"hidden states are float32\[6, 4\]"),
+        (Array.of(np.ones(6), "float16"), r"hidden states are float16\[6\]"),
+        (Array.of(np.where(np.arange(6)[:, None] == 3, np.inf, np.ones((6, 4))), "float16"), "the hidden state at token 3 is not finite"),
+    ],
+)
+def test_hidden_states_of_another_kind_or_beyond_float16_are_refused(
+    scene: Callable[[Group], Scene], make_group: Callable[..., Group], hidden: Array, sentence: str
+) -> None:
+    group, union, _ = scene(make_group(0, (6,)))
+    with pytest.raises(GarbageRecord, match=sentence):
+        check_evidence(group, [[msgspec.structs.replace(union, hidden=hidden)]], 300)
+
+
+def test_a_reference_of_other_ids_than_the_teachers_is_refused(
+    scene: Callable[[Group], Scene], make_group: Callable[..., Group]
+) -> None:
+    _, union, full = scene(make_group(0, (6,)))
+    other = msgspec.structs.replace(union, role="reference", **support_with(union, ids=edit(union.support.ids, (4, 0), 299)))
+    check_same_ids([[union], []], [[union], []])
+    for wrong in (other, msgspec.structs.replace(full, role="reference")):
+        with pytest.raises(GarbageRecord, match="both must hold the same ids at every token"):
+            check_same_ids([[wrong]], [[union]])
 
 
 def test_views_for_another_number_of_answers_are_refused(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM
 
 from streamopd.errors import GarbageRecord, TeacherError
@@ -20,6 +21,7 @@ from streamopd.slots import EvidenceRequest
 FULL = EvidenceRequest(full=True, teacher_k=0, student_ids=False, sampled=True, stop=False)
 UNION = EvidenceRequest(full=False, teacher_k=5, student_ids=True, sampled=True, stop=True)
 SAMPLED = EvidenceRequest(full=False, teacher_k=0, student_ids=False, sampled=True, stop=False)
+HIDDEN = EvidenceRequest(full=False, teacher_k=0, student_ids=False, sampled=True, stop=False, hidden=True)
 STOPS = (2, 7)
 GroupMaker = Callable[..., Group]
 
@@ -134,6 +136,53 @@ def test_logits_are_made_a_few_rows_at_a_time_and_say_the_same(
         check_evidence(group, [[chunked]], 300)
         assert chunked.support.ids.numpy().tolist() == only_view(whole, g).support.ids.numpy().tolist()
         np.testing.assert_allclose(chunked.mass.numpy(), only_view(whole, g).mass.numpy(), atol=1e-6)
+
+
+def test_a_slice_is_told_at_every_token_beside_what_else_is_asked(folder: Path, make_group: GroupMaker) -> None:
+    group, teacher, cut = make_group(0, (9,)), open_teacher(folder), (7, 11, 250)
+    logp_GV = only_view(teacher.score([group], FULL)).support.logprobs.numpy()
+    plain = only_view(teacher.score([group], UNION))
+    sliced = only_view(teacher.score([group], replace(UNION, slice_ids=cut)))
+    check_evidence(group, [[sliced]], 300)
+    for g, (before, row) in enumerate(zip(plain.support.ids.numpy(), sliced.support.ids.numpy(), strict=True)):
+        assert sorted(row[row >= 0]) == sorted({*before[before >= 0], *cut})
+        np.testing.assert_allclose(sliced.support.logprobs.numpy()[g][row >= 0], logp_GV[g][row[row >= 0]], rtol=1e-3)
+
+
+def test_a_slice_beyond_the_vocabulary_is_refused(folder: Path) -> None:
+    with pytest.raises(TeacherError, match="VocabularySlice names id 300, and teacher 'default' has 300 ids"):
+        open_teacher(folder).require(replace(UNION, slice_ids=(3, 300)))
+
+
+def test_hidden_states_through_the_head_are_the_whole_view(
+    folder: Path, make_group: GroupMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [make_group(seq, (9, 4)) for seq in range(3)]
+    teacher = open_teacher(folder, token_budget=64)
+    whole = teacher.score(groups, FULL)
+    monkeypatch.setattr(local, "MAX_LOGITS", 300 * 5)
+    hidden = teacher.score(groups, HIDDEN)
+    head_VD = AutoModelForCausalLM.from_pretrained(folder).get_output_embeddings().weight.detach()
+    for g, group in enumerate(groups):
+        check_evidence(group, hidden[g], 300)
+        for r in range(2):
+            view, exact = only_view(hidden, g, r), only_view(whole, g, r)
+            assert view.support is None
+            assert view.mass is None
+            assert (view.hidden.dtype, view.hidden.shape) == ("float16", (len(view.logprobs), 64))
+            logp_GV = torch.log_softmax(torch.from_numpy(view.hidden.numpy().astype(np.float32)) @ head_VD.T, -1).numpy()
+            exact_GV = exact.support.logprobs.numpy()
+            np.testing.assert_allclose(np.exp(logp_GV), np.exp(exact_GV), atol=1e-3)
+            np.testing.assert_allclose(logp_GV, exact_GV, atol=1e-3, rtol=1e-3)  # float16 has 11 bits
+            for name in ("logprobs", "entropy", "stop_logmass"):
+                np.testing.assert_allclose(getattr(view, name).numpy(), getattr(exact, name).numpy(), atol=1e-5)
+
+
+def test_a_hidden_state_beyond_float16_is_refused_and_never_inf(folder: Path, make_group: GroupMaker) -> None:
+    teacher = open_teacher(folder)
+    teacher.model.base_model.norm.weight.mul_(1e5)
+    with pytest.raises(GarbageRecord, match=r"a hidden state is .* at token \d+, and float16 ends at 65,504"):
+        teacher.score([make_group(0, (5,))], HIDDEN)
 
 
 @pytest.mark.parametrize("finish", [Finish.ERROR, Finish.ABORTED])

@@ -53,6 +53,15 @@ def test_a_service_shows_what_its_heartbeat_says() -> None:
     assert "moved_s" not in text
 
 
+def test_tokens_are_shown_by_the_teacher_that_scored_them() -> None:
+    figures = service_figures()
+    figures.beat.counters["teacher_tokens/math"], figures.beat.counters["teacher_tokens/code"] = 7.0, 3.0
+    text = shown(figures)
+    for teacher, tokens in (("math", "7.0"), ("code", "3.0")):
+        assert f'streamopd_teacher_tokens_total{{replica="generator-7",service="generator",teacher="{teacher}"}} {tokens}' in text
+    assert text.count("# TYPE streamopd_teacher_tokens_total") == 1
+
+
 def test_the_supervisor_shows_the_streams_and_the_learning() -> None:
     text = shown(run_figures())
     assert 'streamopd_groups_in_flight{stage="generated"} 2.0' in text

@@ -132,8 +132,7 @@ class Look:
     @cached_property
     def entropy_N(self) -> Tensor:
         """H(p), without gradient."""
-        with torch.no_grad():
-            return self.entropy()
+        return self.entropy().detach()
 
     def entropy(self) -> Tensor:
         """H(p)."""

@@ -42,7 +42,7 @@ def _order(branch: Branch, facts: Facts, known: Known, active: Tensor, method: M
     for weight in branch.weight:
         order = order * weigh(weight, facts, known, active)
     if branch.form == "policy_gradient":
-        order = correct(order, method.correction, facts, known)
+        order = correct(order, branch.correction or method.correction, facts, known)
     return torch.where(active, order * branch.scale, 0.0)  # type: ignore[operator]  # settled: a plain number
 
 

@@ -33,11 +33,12 @@ def pooled(views: Sequence[Target], weights: Sequence[float], kind: Kind, stop_i
 def _on_cells(views: Sequence[Target], shares: Tensor, kind: Kind, stop_ids: Sequence[int]) -> Target:
     first = views[0]
     assert first.ids is not None
-    stops = torch.tensor(stop_ids if len(stop_ids) > 1 else [], dtype=torch.long, device=first.ids.device)
+    merged = len(stop_ids) > 1 and all(view.stop_logmass is not None for view in views)
+    stops = torch.tensor(stop_ids if merged else [], dtype=torch.long, device=first.ids.device)
     told_JNK = torch.stack([_told_of(view, first.ids) for view in views])
     common_NK = (first.ids >= 0) & torch.isfinite(told_JNK).all(0) & ~torch.isin(first.ids, stops)
     cells_JNC = told_JNK.masked_fill(~common_NK, NEVER).clamp(min=NEVER)
-    if len(stops):
+    if merged:
         stop_JN1 = torch.stack([_required(view.stop_logmass) for view in views])[:, :, None].clamp(min=NEVER)
         cells_JNC = torch.cat([cells_JNC, stop_JN1], 2)
     tail_JN1 = (1 - cells_JNC.exp().sum(2, keepdim=True)).clamp(min=LEAST_TAIL).log()
@@ -49,7 +50,7 @@ def _on_cells(views: Sequence[Target], shares: Tensor, kind: Kind, stop_ids: Seq
     written_JN = torch.stack([_required(view.logp) for view in views]).clamp(min=NEVER)
     return Target(
         sampled=first.sampled, support=support_NK, ids=first.ids.masked_fill(~common_NK, -1), mass=support_NK.exp().sum(1),
-        stop_logmass=together_NC[:, width] if len(stops) else first.stop_logmass,
+        stop_logmass=together_NC[:, width] if merged else first.stop_logmass,
         logp=_mean(written_JN, shares, kind) - scale_N1[:, 0],
     )
 
