@@ -8,7 +8,7 @@ from .batch import Batch
 from .evaluation import Evaluation
 from .heartbeat import Event, Heartbeat
 from .prompt import Prompt, Turn
-from .rollout import Author, Finish, Group, Outcome, Rollout, Span
+from .rollout import AUTHORS, Author, Finish, Group, Outcome, Rollout, Span
 from .score import Evidence, Scored
 from .step import Fate, StepDone
 from .topk import TopK
@@ -16,6 +16,6 @@ from .weights import TensorInfo, Weights
 from .wire import decode, encode
 
 __all__ = [
-    "Array", "Author", "Batch", "Evaluation", "Event", "Evidence", "Fate", "Finish", "Group", "Heartbeat", "Outcome", "Prompt",
+    "AUTHORS", "Array", "Author", "Batch", "Evaluation", "Event", "Evidence", "Fate", "Finish", "Group", "Heartbeat", "Outcome", "Prompt",
     "Rollout", "Scored", "Span", "StepDone", "TensorInfo", "TopK", "Turn", "Weights", "decode", "encode",
 ]

@@ -10,6 +10,8 @@ from .array import Array, refuse_impossible
 from .prompt import Prompt
 from .topk import TopK
 
+AUTHORS = ("student", "teacher", "gold")  # gold: the dataset
+
 
 class Finish(Enum):
     """Why a rollout ended."""
@@ -32,7 +34,11 @@ class Author(Struct, array_like=True, frozen=True):
     """Tokens [start, next author's start) were written by `who`."""
 
     start: int
-    who: str  # student | teacher | gold
+    who: str  # one of AUTHORS
+
+    def __post_init__(self) -> None:
+        if self.who not in AUTHORS:
+            raise ValueError(f"tokens from {self.start} on were written by {self.who!r}; authors are {', '.join(AUTHORS)}")
 
 
 class Outcome(Struct, array_like=True, omit_defaults=True, frozen=True):

@@ -19,7 +19,7 @@ from streamopd.grade.graders import choose
 from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Prompt, Weights
-from streamopd.slots import Behaviour
+from streamopd.slots import Behaviour, progress_of
 from streamopd.sync.drill import drill
 from streamopd.sync.swap import Loader
 from streamopd.topology import Stage
@@ -67,8 +67,7 @@ def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
 
 def behaviour_under(run: Run, version: int) -> Behaviour:
     """What an answer is begun under, while weights `version` are served."""
-    steps = run.config.learn.max_steps
-    return run.method.at(min(1.0, version / steps) if steps else 0.0).behaviour
+    return run.method.at(progress_of(version, run.config.learn.max_steps)).behaviour
 
 
 class Desk:

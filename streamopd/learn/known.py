@@ -15,7 +15,6 @@ from streamopd.slots import Advantage, Method, Trusted
 from .advantage import advantages
 from .freshness import age_weights
 from .objective import Known
-from .objective.route import AUTHORS
 from .rows import Row
 
 Column = NDArray[np.generic]
@@ -37,9 +36,9 @@ def known_of(rows: Sequence[Row], n: int, method: Method) -> Known:
         row=answers(range(len(rows)), np.int64),
         group=answers([row.seq for row in rows], np.int64),
         position=tokens(lambda row: np.arange(len(row.fresh)), np.int64),
-        segment=tokens(lambda row: starts_to_index(row.rollout.steps, len(row.fresh)), np.int64),
+        segment=tokens(lambda row: row.steps, np.int64),
         ids=tokens(lambda row: row.completion, np.int64),
-        author=tokens(lambda row: authors_of(row.rollout), np.int64),
+        author=tokens(lambda row: row.authors, np.int64),
         logmu=tokens(lambda row: row.rollout.logprobs.numpy(), np.float32),
         temperature=answers([row.rollout.temperature or 1.0 for row in rows]),
         correct=answers([_correct(row.rollout) for row in rows]),
@@ -48,21 +47,6 @@ def known_of(rows: Sequence[Row], n: int, method: Method) -> Known:
         uniform=tokens(lambda row: _uniforms(row, n), np.float32) if _tosses(method) else torch.zeros(sum(counts)),
         weight=torch.from_numpy(_weights(rows, method)),
     )
-
-
-def authors_of(rollout: Rollout) -> NDArray[np.int64]:
-    """[G] index into AUTHORS of who wrote each token."""
-    if not rollout.authors:
-        return np.zeros(len(rollout.completion_ids), np.int64)
-    spans = starts_to_index([author.start for author in rollout.authors], len(rollout.completion_ids))
-    return np.array([AUTHORS.index(author.who) for author in rollout.authors])[spans]
-
-
-def starts_to_index(starts: Sequence[int], length: int) -> NDArray[np.int64]:
-    """[G] which span each token lies in; no starts: one span."""
-    begins = np.zeros(length, np.int64)
-    begins[list(starts[1:])] = 1
-    return begins.cumsum()
 
 
 def _group_says(row: Row, method: Method) -> tuple[float, dict[str, float]]:
@@ -94,13 +78,12 @@ def _uniforms(row: Row, n: int) -> NDArray[np.float32]:
 
 
 def _weights(rows: Sequence[Row], method: Method) -> NDArray[np.float32]:
-    """By age, relative: mean one over the step. "answer_mean": every answer as a whole counts the same."""
-    ages = np.concatenate([row.ages[row.fresh] for row in rows])
-    weights = age_weights(ages, method.age_weight)
-    if method.reduce == "answer_mean":
-        counts = np.array([int(row.fresh.sum()) for row in rows])
-        weights = weights * np.repeat(len(ages) / (len(rows) * counts), counts).astype(np.float32)
-    return weights
+    """By age, relative: mean one over the step. "answer_mean": every answer as a whole counts the same, and age within it."""
+    ages = [row.ages[row.fresh] for row in rows]
+    if method.reduce == "token_mean":
+        return age_weights(np.concatenate(ages), method.age_weight)
+    total = sum(len(of_row) for of_row in ages)
+    return np.concatenate([age_weights(of_row, method.age_weight) * np.float32(total / (len(rows) * len(of_row))) for of_row in ages])
 
 
 def _column(rows: Sequence[Row], fresh: NDArray[np.bool_], of: Callable[[Row], Column], dtype: type[np.generic]) -> torch.Tensor:

@@ -62,8 +62,8 @@ def _entropy_gap(rows: Sequence[Row], tokens: Tokens) -> dict[str, float]:
 
 def _mismatch(rows: Sequence[Row], tokens: Tokens, ages: NDArray[np.int32]) -> dict[str, float]:
     """k3 estimates of KL(mu‖p) by age, and the effective sample size of p / mu. At age 0 they measure the engines' gap."""
-    whole_kernel = np.concatenate([np.full(int(row.fresh.sum()), row.rollout.top_p >= 1.0) for row in rows])
-    if not whole_kernel.any():  # a nucleus cannot be recomputed from one log-prob
+    whole_kernel = np.concatenate([(row.authors == 0)[row.fresh] & (row.rollout.top_p >= 1.0) for row in rows])
+    if not whole_kernel.any():  # a nucleus cannot be recomputed from one log-prob, and others wrote with theirs
         return {}
     recorded = np.concatenate([row.rollout.logprobs.numpy()[row.fresh] for row in rows])
     log_ratio = np.clip(tokens.kernel_logp - recorded, -MAX_LOG_RATIO, MAX_LOG_RATIO)[whole_kernel].astype(np.float64)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from streamopd.schemas import Batch, Evidence, Fate, Finish, Rollout, Scored
+from streamopd.schemas import AUTHORS, Batch, Evidence, Fate, Finish, Rollout, Scored
 
 from .freshness import fresh_mask, keep_answer, token_ages
 
@@ -38,6 +39,19 @@ class Row(NamedTuple):
     def view(self) -> Evidence | None:
         """The first teacher's, which speaks for all where monitors want one."""
         return next(iter(self.teachers), None)
+
+    @property
+    def authors(self) -> NDArray[np.int64]:
+        """[G] who wrote each token: 0 the student, 1 a teacher, 2 the dataset."""
+        if not self.rollout.authors:
+            return np.zeros(len(self.fresh), np.int64)
+        spans = spans_of([author.start for author in self.rollout.authors], len(self.fresh))
+        return np.array([AUTHORS.index(author.who) for author in self.rollout.authors])[spans]
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """[G] the step of the answer that each token belongs to."""
+        return spans_of(self.rollout.steps, len(self.fresh))
 
     @property
     def prompt(self) -> NDArray[np.int32]:
@@ -96,3 +110,8 @@ def _bin(length: int) -> str:
     return str(length - length % LENGTH_BIN)
 
 
+def spans_of(starts: Sequence[int], length: int) -> NDArray[np.int64]:
+    """[G] which span each token lies in; no starts: one span."""
+    begins = np.zeros(length, np.int64)
+    begins[list(starts[1:])] = 1
+    return begins.cumsum()

@@ -16,7 +16,7 @@ from torch import Tensor
 from streamopd.errors import GarbageRecord, StreamopdError, UserError
 from streamopd.layout import cut_micro_batches
 from streamopd.schemas import Batch, Fate
-from streamopd.slots import Method
+from streamopd.slots import Method, progress_of
 
 from .collate import MicroBatch, collate
 from .hearing import hear, load_head
@@ -99,7 +99,7 @@ class Trainer:
     def _learn(self, n: int, rows: Sequence[Row]) -> dict[str, float]:
         """Gradients of the mean over all fresh tokens of the step; however they are cut, the sum is the same."""
         self.optimizer.zero_grad(set_to_none=True)
-        method = self.method.at(n / self.schedule.max_steps if self.schedule.max_steps else 0.0)
+        method = self.method.at(progress_of(n, self.schedule.max_steps))
         known = known_of(rows, n, method)
         orders = self._survey(rows, known, method) if method.surveys else None
         loss, seen, overlaps, order = 0.0, [], [], []

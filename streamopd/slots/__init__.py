@@ -73,7 +73,7 @@ from .shape import (
     Sign,
     SoftLog,
 )
-from .slot import Cliff, Cosine, Linear, Moving, Scalar, Slot, inside, settled
+from .slot import Cliff, Cosine, Linear, Moving, Scalar, Slot, inside, progress_of, settled
 from .support import (
     FullVocabulary,
     Intersection,
@@ -219,6 +219,7 @@ __all__ = [
     "When",
     "WrittenBy",
     "inside",
+    "progress_of",
     "settled",
     "summed_over",
 ]

@@ -44,6 +44,7 @@ class SecondMomentBudget(Slot, frozen=True):
 class TeacherRatio(Slot, frozen=True):
     """(p/mu)^α (p/q)^(1−α) inside PPO's clip: the teacher as a trust region (RLAD, arXiv 2602.22495)."""
 
+    facts: ClassVar = ("logq",)
     alpha: float = 0.5
     low: float = 0.2
     high: float = 0.2

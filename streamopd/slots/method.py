@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .age import AgeWeight, NoAgeWeight
 from .behaviour import Behaviour, OnPolicy, TeacherMembers
-from .correction import Correction, NoCorrection, TeacherRatio
+from .correction import Correction, NoCorrection
 from .loss import (
     Advantage,
     ArgmaxCrossEntropy,
@@ -26,19 +26,16 @@ from .loss import (
     ReverseKL,
 )
 from .pool import Routed, Teachers
-from .route import Always, Correct, Incorrect, TeacherPrefers, Trusted, When
+from .route import Always, Correct, Incorrect, When
 from .select import Everything, Select
-from .shape import Baseline, MarginShift, Modulate, OutcomeGate, Shape
+from .shape import Baseline, MarginShift, OutcomeGate, Shape
 from .slot import Scalar, Slot, inside, settled
-from .support import FullVocabulary, Intersection, StudentTop, Support, TeacherTop, Union, VocabularySlice
+from .support import FullVocabulary, Intersection, StudentTop, Support, TeacherTop, Union, VocabularySlice, most_ids
 from .target import Extrapolate, Target, Teacher
 from .weight import (
-    AtLeastFloor,
     ChangePoint,
     GroupSoftmax,
-    LogRatio,
     PassRate,
-    StepRatio,
     Teachability,
     TeacherAccepts,
     Weight,
@@ -50,7 +47,6 @@ AGREEMENT_K = 16  # of the student's ids, where a fact speaks of its top k and t
 # what speaks of the student's own candidates: without their ids it would be something else, not a looser bound
 OF_CANDIDATES = (Baseline, ChangePoint, ListwiseRanking, Teachability, GoldOrGuess)
 # what looks at the teacher's log-prob of the written token, whatever the loss
-LISTENING = (AtLeastFloor, LogRatio, Modulate, StepRatio, TeacherPrefers, TeacherRatio, Trusted)
 
 
 class EvidenceRequest(Struct, frozen=True):
@@ -88,7 +84,12 @@ class Branch(Slot, frozen=True, kw_only=True):
             raise ValueError(f'{name} sums over candidates: its form is "direct", not "{self.form}".')
         if self.shape and self.form != "policy_gradient":
             raise ValueError(f'A shape bends coefficients of form "policy_gradient"; this branch is "{self.form}".')
-        if isinstance(self.support, TeacherTop | StudentTop | Intersection) and self.support.k == 1 and self.support.remainder == "renorm":
+        if self.form == "policy_gradient" and not isinstance(self.target, Teacher) and not isinstance(self.loss, ReverseKL):
+            raise ValueError(
+                f"At one token a target of form {type(self.target).__name__} is known up to a constant, which only ReverseKL does not "
+                f'mind; this policy gradient is of {name}. Use form "direct", or ReverseKL.'
+            )
+        if most_ids(self.support) == 1 and not isinstance(self.support, FullVocabulary) and self.support.remainder == "renorm":
             raise ValueError("One id that takes all mass on both sides says nothing: its divergence is 0. Raise k, or keep the tail.")
 
 
@@ -124,6 +125,13 @@ class Method(Struct, frozen=True, kw_only=True):
     correction: Correction = NoCorrection()
     reduce: Literal["token_mean", "answer_mean"] = "token_mean"
     age_weight: AgeWeight = NoAgeWeight()
+
+    def __post_init__(self) -> None:
+        for branches in [self.branches, *(stage.branches for stage in self.stages)]:
+            for kind in (Advantage, Baseline, ChangePoint):  # each is one column of a step
+                found = {slot for branch in branches for slot in inside(branch) if isinstance(slot, kind)}
+                if len(found) > 1:
+                    raise ValueError(f"{self.name}: two branches have a {kind.__name__} each, and they differ: {found}. Use one of them.")
 
     COMPUTED: ClassVar = (
         "behaviour", "teachers", "select", "branches", "routing", "stages", "correction", "reduce", "age_weight",
@@ -193,8 +201,8 @@ class Method(Struct, frozen=True, kw_only=True):
             full=False,
             teacher_k=max((_teacher_k(slot) for slot in self.slots), default=0),
             student_ids=self.student_k > 0,
-            sampled=all(union.sampled for union in unions),
-            stop=all(union.stop for union in unions),
+            sampled=len(unions) < len(supports) or not supports or any(union.sampled for union in unions),
+            stop=len(unions) < len(supports) or not supports or any(union.stop for union in unions),
             tail=all(isinstance(support, Union) and support.remainder == "tail" for support in supports)
             and not any(isinstance(slot, OF_CANDIDATES) for slot in self.slots),
             slice_ids=tuple(sorted(slices)),
@@ -224,9 +232,8 @@ class Method(Struct, frozen=True, kw_only=True):
     @property
     def needs_teacher(self) -> bool:
         """Whether evidence is used at all."""
-        told = [b.loss for b in self.all_branches]
-        listening = any(isinstance(slot, LISTENING) for slot in self.slots)
-        return listening or not all(isinstance(loss, Advantage | Likelihood | Entropy) for loss in told) or bool(self.facts - {"entropy"})
+        told = [branch.loss for branch in self.all_branches]
+        return not all(isinstance(loss, Advantage | Likelihood | Entropy) for loss in told) or bool(self.facts - {"entropy"})
 
 
 def summed_over(branch: Branch) -> bool:

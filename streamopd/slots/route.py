@@ -21,12 +21,15 @@ class TeacherEntropy(Slot, frozen=True):
 class TeacherPrefers(Slot, frozen=True):
     """q − p of the written token is above `margin` (arXiv 2605.06387)."""
 
+    facts: ClassVar = ("logq",)
     margin: float = 0.0
 
 
 class Trusted(Slot, frozen=True):
     """A coin that falls so with probability min(q/p, 1) of the written token: speculative decoding's test (arXiv 2606.01249).
     The same token falls the same way at the same step, however the step is cut."""
+
+    facts: ClassVar = ("logq",)
 
 
 class Correct(Slot, frozen=True):

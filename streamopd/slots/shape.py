@@ -7,6 +7,11 @@ from typing import ClassVar
 from .slot import Scalar, Slot
 
 
+def require_skew(skew: float) -> None:
+    if not 0 < skew < 1:
+        raise ValueError(f"A skew lies between 0 and 1, where log(λ) / (1 − λ) is a number; this one is {skew}.")
+
+
 class Clip(Slot, frozen=True):
     """Into [−limit, limit]."""
 
@@ -24,6 +29,9 @@ class Floor(Slot, frozen=True):
 
     skew: float = 0.2
 
+    def __post_init__(self) -> None:
+        require_skew(self.skew)
+
 
 class SoftLog(Slot, frozen=True):
     """sign(a) log(1 + |a|)."""
@@ -32,6 +40,7 @@ class SoftLog(Slot, frozen=True):
 class Sign(Slot, frozen=True):
     """sign(a) times the step's mean total variation ½|q/p − 1| capped at 1, estimated from its tokens (TV-OPD, arXiv 2609.08341)."""
 
+    facts: ClassVar = ("logq",)
     surveys: ClassVar = True
 
 
@@ -73,6 +82,7 @@ class OffPolicyShape(Slot, frozen=True):
 class Modulate(Slot, frozen=True):
     """a (1 + c max(D − threshold, 0)), c `positive` where a > 0 and `negative` elsewhere (AMR-SD, arXiv 2605.18529)."""
 
+    facts: ClassVar = ("logq",)
     positive: Scalar = 0.2
     negative: Scalar = 0.1
     threshold: float = 0.0

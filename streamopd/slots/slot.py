@@ -66,6 +66,11 @@ class Cliff(Moving, frozen=True):
         return min(self.value, self.highest)
 
 
+def progress_of(steps: int, max_steps: int) -> float:
+    """How far a run is after so many steps: 0 at its first step, 1 at its last; 0 when its end is not known."""
+    return min(1.0, steps / max(1, max_steps - 1)) if max_steps else 0.0
+
+
 Scalar = float | Linear | Cosine | Cliff
 
 

@@ -60,3 +60,12 @@ class VocabularySlice(Slot, frozen=True):
 
 
 Support = FullVocabulary | Union | TeacherTop | StudentTop | Intersection | VocabularySlice
+
+
+def most_ids(support: Support) -> float:
+    """How many ids a support can hold at a token."""
+    if isinstance(support, FullVocabulary):
+        return float("inf")
+    if isinstance(support, Union):
+        return float("inf") if support.stop else support.student_k + support.teacher_k + support.sampled
+    return len(support.ids) if isinstance(support, VocabularySlice) else support.k

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from .shape import require_skew
 from .slot import Scalar, Slot
 
 Normaliser = Literal["none", "mean_one"]
@@ -37,6 +38,8 @@ class Teachability(Slot, frozen=True):
 class LogRatio(Slot, frozen=True):
     """D = log q − log p of the written token."""
 
+    facts: ClassVar = ("logq",)
+
 
 Score = EntropyScore | EntropyOrDivergence | Teachability | LogRatio
 
@@ -55,9 +58,13 @@ class Keep(Slot, frozen=True):
 class AtLeastFloor(Slot, frozen=True):
     """1 where D ≥ log(λ)/(1 − λ), 0 elsewhere: the exploring phase of REOPOLD (arXiv 2603.11137)."""
 
+    facts: ClassVar = ("logq",)
     surveys: ClassVar = True
     skew: float = 0.2
     normaliser: Normaliser = "mean_one"
+
+    def __post_init__(self) -> None:
+        require_skew(self.skew)
 
 
 class TeacherAccepts(Slot, frozen=True):
@@ -77,6 +84,7 @@ class RelativeConfidence(Slot, frozen=True):
 class StepRatio(Slot, frozen=True):
     """d_1 / d_k of an answer's k-th step, at most 1 + δ; d the mean |D| of a step, the first counts 1 (SOD, arXiv 2605.07725)."""
 
+    facts: ClassVar = ("logq",)
     surveys: ClassVar = True
     epsilon: float = 1e-6
     delta: float = 0.2
@@ -119,6 +127,10 @@ class GroupSoftmax(Slot, frozen=True):
     surveys: ClassVar = True
     of: Literal["student_surprise", "teacher_likelihood"] = "teacher_likelihood"
     temperature: float = 1.0
+
+    @property
+    def facts(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("logq",) if self.of == "teacher_likelihood" else ()
 
 
 Weight = (

@@ -432,7 +432,8 @@ class MemoryBroker:
 
     async def news(self, timeout_s: float) -> None:
         try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation that comes with the news
+                await self._news.wait()
         except TimeoutError:
             return
         self._news.clear()

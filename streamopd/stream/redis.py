@@ -320,7 +320,8 @@ class RedisBroker:
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen())
         try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation that comes with the news
+                await self._news.wait()
         except TimeoutError:
             return
         self._news.clear()

@@ -486,6 +486,18 @@ async def test_news_of_another_client_is_heard(bench: Bench) -> None:
     await asyncio.wait_for(hearing, 4.0)
 
 
+async def test_a_cancellation_that_comes_with_the_news_is_not_lost(bench: Bench) -> None:
+    broker = await born(bench)
+    await broker.news(0.5)
+    await broker.news(0.05)
+    hearing = asyncio.create_task(broker.news(10.0))
+    await asyncio.sleep(0.05)
+    broker._news.set()  # type: ignore[attr-defined]  # both in one turn of the loop
+    hearing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(hearing), 4.0)
+
+
 async def test_two_clients_see_one_run(bench: Bench) -> None:
     broker, other = await issued(bench, 2), await bench.client()
     assert await other.boot() == BOOT

@@ -48,10 +48,9 @@ def _clipped(r_T: Tensor, a_T: Tensor, low: float, high: float) -> Tensor:
 
 
 def within_budget(log_r_T: Tensor, own: Tensor, budget: float) -> Tensor:
-    """1 for the tokens that stay when the largest (log r)² go until the mean of the rest is within the budget."""
-    kept = torch.ones_like(log_r_T)
-    squares = torch.where(own, log_r_T**2, 0.0)
-    order = squares.argsort()
-    means = squares[order].double().cumsum(0) / torch.arange(1, len(order) + 1, device=order.device)
+    """1 for the `own` tokens that stay when the largest (log r)² go until the mean of the rest is within the budget."""
+    kept, mine = torch.ones_like(log_r_T), own.nonzero()[:, 0]
+    order = mine[(log_r_T[mine] ** 2).argsort()]
+    means = (log_r_T[order] ** 2).double().cumsum(0) / torch.arange(1, len(order) + 1, device=order.device)
     kept[order[means > budget]] = 0
     return kept

@@ -18,6 +18,8 @@ from streamopd.slots import AGREEMENT_K, Baseline, ChangePoint, FullVocabulary, 
 from .cells import Cells, Target, partition
 from .divergence import kl_student_teacher
 
+ROUNDING = 2e-3  # nats, of float16 log-probs near 0: what differs by less is a tie
+
 Facts = Mapping[str, Tensor]  # [N] or [T] each, without gradient: logp, logq, logb, log_ratio, and what slots name
 
 
@@ -59,6 +61,14 @@ class Views(NamedTuple):
 
 def _cut(view: Target, part: slice, device: torch.device) -> Target:
     return Target(*(None if column is None else column[part].to(device) for column in view))  # type: ignore[arg-type]
+
+
+class Likeliest(NamedTuple):
+    """The student's best action at N tokens."""
+
+    logp: Tensor     # [N]  with gradient
+    logq: Tensor     # [N]  -inf: the teacher was not asked about it
+    written: Tensor  # bool [N]  whether it is what was written
 
 
 class Look:
@@ -125,9 +135,27 @@ class Look:
             return logq_N
         return torch.where(self.ends_N, view.stop_logmass.to(logq_N.dtype), logq_N)
 
-    def said_of_N(self, ids_N: Tensor) -> Tensor:
-        """log q of any ids; -inf where the teacher was not asked."""
-        return _in_support(self.teacher, ids_N)
+    @cached_property
+    def merges(self) -> bool:
+        """Whether ending is one action of several ids."""
+        return len(self.stop_ids) > 1
+
+    @cached_property
+    def likeliest(self) -> Likeliest:
+        """The action that the student likes best."""
+        logits_NV = self.logits_NV
+        if self.merges:
+            stops = torch.tensor(self.stop_ids, device=logits_NV.device)
+            logits_NV = logits_NV.index_fill(1, stops, -torch.inf)
+        ids_N = logits_NV.detach().argmax(1)
+        logp_N, logq_N = (self.logits_NV.gather(1, ids_N[:, None]) - self.total_N1)[:, 0], _in_support(self.teacher, ids_N)
+        written_N = ids_N == self.known.ids
+        if self.merges:
+            ends_N, stop_logmass = (self.stop_logp_N > logp_N).detach(), self.teacher.stop_logmass
+            stop_logq = torch.full_like(logq_N, -torch.inf) if stop_logmass is None else stop_logmass.to(logq_N.dtype)
+            logp_N, logq_N = torch.where(ends_N, self.stop_logp_N, logp_N), torch.where(ends_N, stop_logq, logq_N)
+            written_N = torch.where(ends_N, self.ends_N, written_N)
+        return Likeliest(logp_N, logq_N, written_N)
 
     @cached_property
     def entropy_N(self) -> Tensor:
@@ -220,11 +248,11 @@ def _margin(look: Look, method: Method) -> Tensor:
 
 
 def _rank(look: Look, method: Method) -> Tensor:
-    """How many ids the teacher likes better than the student's likeliest one; all it told of when that is not among them."""
-    best_N1 = look.logits_NV.argmax(1, keepdim=True)
-    view = look.teacher
-    here_N1 = view.support.gather(1, best_N1) if view.ids is None else _in_support(view, best_N1[:, 0])[:, None]
-    return (view.support > here_N1).sum(1).float()
+    """How many actions the teacher likes better than the student's likeliest one; infinitely many when it was not asked about it."""
+    cells, logq_N = look.cells(look.widest), look.likeliest.logq
+    singles_NC = cells.q[:, :-1] if cells.tail else cells.q
+    rank_N = (singles_NC > logq_N[:, None] + ROUNDING).sum(1).float()
+    return rank_N.masked_fill(logq_N == -torch.inf, torch.inf)
 
 
 def _reference_logp(look: Look, method: Method) -> Tensor:

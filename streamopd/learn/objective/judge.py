@@ -82,14 +82,12 @@ def aimed(branch: Branch, look: Look) -> Cells:
 
 def _gold_or_guess(look: Look) -> Tensor:
     """HPD: a₁ of the written token, a₂ of the student's own likeliest one where that is another."""
-    guess_N = look.logits_NV.detach().argmax(1)
-    guess_logp_N = (look.logits_NV.gather(1, guess_N[:, None]) - look.total_N1)[:, 0]
-    logp_N, logq_N, q_guess_N = look.logp_N.detach(), look.said_N(look.teacher), look.said_of_N(guess_N)
+    guess, logp_N, logq_N = look.likeliest, look.logp_N.detach(), look.said_N(look.teacher)
     k1_N = (logq_N - logp_N) * logp_N.exp()
-    a2_N = ((q_guess_N - guess_logp_N) * guess_logp_N.exp()).detach().clamp(max=0)
-    a2_N = torch.where(guess_N == look.known.ids, 0.0, a2_N.nan_to_num(neginf=0.0))
-    a1_N = k1_N + torch.where((k1_N > 0), logq_N.exp(), 0.0) + torch.where((k1_N > 0) & (a2_N < 0), logq_N.exp(), 0.0)
-    return -(a1_N * look.logp_N + a2_N * guess_logp_N)
+    a2_N = ((guess.logq - guess.logp) * guess.logp.exp()).detach().clamp(max=0).nan_to_num(neginf=0.0)
+    a2_N = a2_N.masked_fill(guess.written, 0.0)
+    bonus_N = (k1_N > 0).to(k1_N.dtype) * (1 + (a2_N < 0).to(k1_N.dtype)) * logq_N.exp()
+    return -((k1_N + bonus_N) * look.logp_N + a2_N * guess.logp)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What each branch tells each token: from facts to numbers, before any gradient.
 
-    target ─> coefficient ─> shape ─> when ─> weight ─> correction ─> scale
+    target ─> coefficient ─> shape ─> when ─> weight ─> scale ─> correction
 
 A policy-gradient branch gets the coefficient of log p(written token), any other one the weight of its divergence.
 """
@@ -41,9 +41,10 @@ def _order(branch: Branch, facts: Facts, known: Known, active: Tensor, method: M
             order = bend(order, shape, facts, known)
     for weight in branch.weight:
         order = order * weigh(weight, facts, known, active)
+    order = order * branch.scale  # type: ignore[operator]  # settled: a plain number; before the clip, which looks at the sign
     if branch.form == "policy_gradient":
         order = correct(order, branch.correction or method.correction, facts, known)
-    return torch.where(active, order * branch.scale, 0.0)  # type: ignore[operator]  # settled: a plain number
+    return torch.where(active, order, 0.0)
 
 
 def _coefficient(branch: Branch, facts: Facts, known: Known) -> Tensor:

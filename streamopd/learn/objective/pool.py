@@ -25,7 +25,7 @@ def pooled(views: Sequence[Target], weights: Sequence[float], kind: Kind, stop_i
     shares = torch.tensor(weights, dtype=torch.float32, device=views[0].sampled.device)
     shares = shares / shares.sum()
     if any(view.ids is None for view in views):
-        support = _mean(torch.stack([view.support.clamp(min=NEVER) for view in views]), shares, kind).log_softmax(-1)
+        support = _mean(torch.stack([_one_stop(view.support, stop_ids) for view in views]), shares, kind).log_softmax(-1)
         return views[0]._replace(support=support, logp=None, entropy=None, stop_logmass=_stop_of(support, stop_ids))
     return _on_cells(views, shares, kind, stop_ids)
 
@@ -65,6 +65,18 @@ def _told_of(view: Target, ids_NK: Tensor) -> Tensor:
 def _mean(logp_J: Tensor, shares_J: Tensor, kind: Kind) -> Tensor:
     by = shares_J.to(logp_J.dtype).reshape(-1, *[1] * (logp_J.ndim - 1))
     return (by * logp_J).sum(0) if kind == "geometric" else (logp_J + by.log()).logsumexp(0)
+
+
+def _one_stop(support_NV: Tensor, stop_ids: Sequence[int]) -> Tensor:
+    """Log-masses [N, V] with all of stopping on the first of several stop ids: a cell is made before it is pooled."""
+    bounded_NV = support_NV.clamp(min=NEVER)
+    if len(stop_ids) < 2:
+        return bounded_NV
+    stops = torch.tensor(stop_ids, device=bounded_NV.device)
+    together_N = bounded_NV[:, stops].logsumexp(1)
+    merged_NV = bounded_NV.index_fill(1, stops, NEVER)
+    merged_NV[:, stop_ids[0]] = together_N
+    return merged_NV
 
 
 def _stop_of(support_NV: Tensor, stop_ids: Sequence[int]) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from streamopd.schemas import AUTHORS
 from streamopd.slots import (
     Always,
     Correct,
@@ -20,8 +21,6 @@ from streamopd.slots import (
 )
 
 from .facts import Facts, Known
-
-AUTHORS = ("student", "teacher", "gold")
 
 
 def holds(when: When, facts: Facts, known: Known) -> Tensor:

@@ -36,7 +36,7 @@ def bend(a_T: Tensor, shape: Shape, facts: Facts, known: Known) -> Tensor:
     if isinstance(shape, SoftLog):
         return a_T.sign() * a_T.abs().log1p()
     if isinstance(shape, Sign):
-        apart = 0.5 * (facts["logq"] - facts["logp"]).clamp(max=2.0).expm1().abs().clamp(max=1)
+        apart = (0.5 * (facts["logq"] - facts["logp"]).clamp(max=2.0).expm1().abs()).clamp(max=1)
         return a_T.sign() * apart.mean()
     if isinstance(shape, Baseline):
         return a_T + facts["baseline"]

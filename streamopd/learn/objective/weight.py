@@ -31,7 +31,7 @@ from .shape import skewed_floor
 def weigh(weight: Weight, facts: Facts, known: Known, active: Tensor) -> Tensor:
     """What one weight gives."""
     if isinstance(weight, Keep):
-        return _normalised(keep(score(weight.score, facts), known.row, active, weight), active, weight.normaliser)
+        return _normalised(keep(score(weight.score, facts, active), known.row, active, weight), active, weight.normaliser)
     if isinstance(weight, AtLeastFloor):
         above = (facts["logq"] - facts["logp"] >= skewed_floor(weight.skew)).float()
         return _normalised(above, active, weight.normaliser)
@@ -44,7 +44,7 @@ def weigh(weight: Weight, facts: Facts, known: Known, active: Tensor) -> Tensor:
     if isinstance(weight, ChangePoint):
         return change_points(facts["margin"], known.row, active, weight)
     if isinstance(weight, RockTokens):
-        return rock_tokens(facts["divergence"], known.ids, weight)
+        return rock_tokens(facts["divergence"] * active, known.ids, weight)
     if isinstance(weight, PassRate):
         return (known.pass_rate**weight.a * (1 - known.pass_rate) ** weight.b).nan_to_num(0)
     assert isinstance(weight, GroupSoftmax)
@@ -53,17 +53,17 @@ def weigh(weight: Weight, facts: Facts, known: Known, active: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- keeping a share
-def score(scored: Score, facts: Facts) -> Tensor:
-    """What `Keep` ranks tokens by."""
+def score(scored: Score, facts: Facts, active: Tensor) -> Tensor:
+    """What `Keep` ranks tokens by; scales are those of the active ones."""
     if isinstance(scored, EntropyScore):
         return facts["entropy"]
     if isinstance(scored, LogRatio):
         return facts["logq"] - facts["logp"]
     if isinstance(scored, EntropyOrDivergence):
-        h, d = _unit(facts["entropy"]), _unit(facts["divergence"])
+        h, d = _unit(facts["entropy"], active), _unit(facts["divergence"], active)
         return h + d - h * d
     assert isinstance(scored, Teachability)
-    return _robust(facts["divergence"]) * _robust(facts["agreement"])
+    return _robust(facts["divergence"], active) * _robust(facts["agreement"], active)
 
 
 def keep(score_T: Tensor, row_T: Tensor, active: Tensor, weight: Keep) -> Tensor:
@@ -78,15 +78,17 @@ def keep(score_T: Tensor, row_T: Tensor, active: Tensor, weight: Keep) -> Tensor
     return kept
 
 
-def _unit(values_T: Tensor) -> Tensor:
-    """Scaled to [0, 1] by its extremes."""
-    low, high = (values_T.min(), values_T.max()) if len(values_T) else (0.0, 0.0)
-    return (values_T - low) / (high - low) if high > low else torch.zeros_like(values_T)
+def _unit(values_T: Tensor, active: Tensor) -> Tensor:
+    """Scaled to [0, 1] by the extremes."""
+    among = values_T[active]
+    low, high = (among.min(), among.max()) if len(among) else (0.0, 0.0)
+    return ((values_T - low) / (high - low)).clamp(0, 1) if high > low else torch.zeros_like(values_T)
 
 
-def _robust(values_T: Tensor) -> Tensor:
-    """Scaled to [0, 1] by its 5 % and 95 % quantiles; all equal counts fully."""
-    low, high = values_T.quantile(0.05), values_T.quantile(0.95)
+def _robust(values_T: Tensor, active: Tensor) -> Tensor:
+    """Scaled to [0, 1] by the 5 % and 95 % quantiles; all equal counts fully."""
+    among = values_T[active]
+    low, high = (among.quantile(0.05), among.quantile(0.95)) if len(among) else (0.0, 0.0)
     return ((values_T - low) / (high - low)).clamp(0, 1) if high > low else torch.ones_like(values_T)
 
 
