@@ -20,13 +20,13 @@ up:                              ## the quickstart in containers; ends with the 
 	sh compose/up.sh $(ARGS)
 
 test: $(VENV)/.installed         ## the default suite, a few minutes
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-kill: $(VENV)/.installed    ## processes killed mid-run
 	$(BIN)/python -m pytest -m kill $(ARGS)
 
 test-slow: $(VENV)/.installed    ## the quickstart to its end, checked from outside; deliberate breaks
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 2 --dist loadfile $(ARGS)
 
 test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium)
 	$(BIN)/python -m pytest -m browser $(ARGS)

@@ -237,4 +237,3 @@ class HFEngine:
             for at in range(filled, len(ids) - 1)
         ]
         return np.asarray(logp, np.float32)
-

@@ -104,7 +104,7 @@ async def test_answers_go_on_while_weights_arrive(desk: Desk, engine: Engine) ->
 
 async def test_what_an_answer_is_begun_under_moves_with_the_weights(desk: Desk, engine: Engine) -> None:
     desk.run.method = Method(name="prefixes", summary="", behaviour=TeacherPrefix(tokens=Linear(32.0, 0.0)))
-    desk.run.config = msgspec.structs.replace(desk.run.config, learn=msgspec.structs.replace(desk.run.config.learn, max_steps=8))
+    desk.run.config = msgspec.structs.replace(desk.run.config, learn=msgspec.structs.replace(desk.run.config.learn, max_steps=9))
     for n, tokens in ((1, 28.0), (6, 8.0), (8, 0.0), (9, 0.0)):
         await put(desk, n)
         await desk.swap_to_newest()

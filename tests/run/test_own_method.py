@@ -45,7 +45,7 @@ def test_a_method_in_a_file_of_ones_own_trains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "settings"), [
-    ("minillm", ()), ("deepseek_v4", TWO), ("stable_opd", ()), ("exopd", ()), ("scope", ()), ("sod", ()), ("seqkd", ()), ("grpo", ()),
+    ("minillm", ()), ("deepseek_v4", TWO), ("stable_opd", ()), ("scope", ()), ("seqkd", ()), ("grpo", ()),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_method_of_each_kind_runs_from_question_to_weights(method: str, settings: tuple[str, ...], tmp_path: Path) -> None:
     lines = trained(tmp_path / "run", method, "group_size=4", "learn.groups_per_step=4", *settings)
