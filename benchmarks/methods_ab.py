@@ -101,12 +101,11 @@ def page(result: dict[str, Any]) -> str:
     ]
     runs_head = ["method", "seed", *COLUMNS.values(), "tokens trained", "wall", "what became of it"]
     runs = [_row(runs_head), _row(["---"] * len(runs_head)), *(_row(_told(row)) for row in result["rows"])]
-    more = "".join(f" -s {setting}" for setting in result["settings"])
     return "\n".join([
         "# Methods side by side", "",
         f"The quickstart's task, {result['steps']} steps × {result['answers_per_step']} answers, "
         f"seeds {', '.join(map(str, result['seeds']))}: mean of the runs that ended (lowest … highest). "
-        f"Written by `{' '.join(result['command'])}`{' with' + more if more else ''} on {result['machine']['cpu']}, "
+        f"Written by `{' '.join(result['command'])}` on {result['machine']['cpu']}, "
         f"{result['machine']['cores']} cores, two runs at a time.", "",
         "One learning rate for all: the quickstart's, which was found with `forward_kl`. A method whose gradients are of another "
         "size would want another, so this is what each does here and no ranking of their best. Divergences are in nats a token on "

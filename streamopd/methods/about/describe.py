@@ -111,15 +111,17 @@ def _branch_settings(early: Branch, late: Branch) -> Iterator[str]:
     for name in early.__struct_fields__:
         first, last = getattr(early, name), getattr(late, name)
         unused = not summed_over(early) if name == "support" else isinstance(early.loss, NO_TARGET) and name == "target"
+        if first is None:  # a correction of the branch's own is the exception
+            continue
         if unused:
-            yield f"    {name:10}{UNUSED}"
+            yield f"    {name:12}{UNUSED}"
         elif isinstance(first, Slot):
-            yield from _pairs(name, first, last, "    ", 10)
+            yield from _pairs(name, first, last, "    ", 12)
         elif isinstance(first, tuple):
             for one, other in zip(first, last, strict=True):
-                yield from _pairs(name, one, other, "    ", 10)
+                yield from _pairs(name, one, other, "    ", 12)
         else:
-            yield f"    {name:10}{_moved(first, last)}"
+            yield f"    {name:12}{_moved(first, last)}"
 
 
 def _pairs(name: str, first: Slot, last: Slot, indent: str = "  ", width: int = 12) -> Iterator[str]:
