@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from benchmarks.clock import ENVIRONMENT, load_average, machine, store
 from streamopd.learn.collate import Evidences, MicroBatch
+from streamopd.learn.head import speak
 from streamopd.learn.objective import Known, Target
 from streamopd.learn.trainer import Trainer
 from streamopd.slots import JSD, Branch, FullVocabulary, Method, ReverseKL, Union
@@ -124,11 +125,12 @@ class Speaker:
 
     device, vocab_size = torch.device("cpu"), VOCAB
 
-    def __init__(self, head: nn.Parameter) -> None:
-        self.head = head
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.head = nn.Linear(WIDTH, VOCAB, bias=False, device="meta")
+        self.head.weight = weight
 
     def speak(self, states_ND: Tensor) -> Tensor:
-        return nn.functional.linear(states_ND, self.head)
+        return speak(self.head, states_ND)
 
 
 def ours(about: Given, loss: str) -> Run:

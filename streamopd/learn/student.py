@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from streamopd.errors import UserError
 
 from .final import mark
+from .head import speak
 
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # of an HF folder, beside weights: tokenizer and generation settings
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -59,7 +60,7 @@ class Student:
     def speak(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] float32."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.head(hidden_ND).float()  # type: ignore[no-any-return]
+            return speak(self.head, hidden_ND)
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from .schedule import Schedule, lr_at
 from .student import Adapter, Student
 
 STATE_FILE = "trainer.safetensors"
-MAX_LOGITS = 16 << 20  # floats of logits that exist at once
+MAX_LOGITS = 24 << 20  # floats of logits that exist at once
 OVERLAP_TOKENS = 256  # of a step are looked at for `overlap_ratio`: sorting whole vocabularies is not free
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 

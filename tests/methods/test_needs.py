@@ -20,7 +20,7 @@ from streamopd.slots import Advantage, Branch, Method, NoCorrection, ReverseKL, 
 PLENTY = msgspec.convert(
     {
         "group_size": 8, "student": {"model": "s"}, "teachers": {"default": {"model": "t"}}, "data": {"train": "rows.jsonl"},
-        "learn": {"max_steps": 100},
+        "learn": {"max_steps": 100}, "generator": {"step_delimiter": "\n"},
     },
     Config,
 )
@@ -90,6 +90,7 @@ def test_a_run_that_has_everything_is_refused_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "grader", "words"),
     [
+        ("sod", {"generator__step_delimiter": ""}, "math-verify", ('generator.step_delimiter = ""', "one step")),
         ("scope", {}, "none", ('"scope"', 'data.grader = ""', "rows.jsonl", "math-verify")),
         ("uni_opd", {}, "none", ("grades",)),
         ("scope", {"pack__drop_incorrect": True}, "math-verify", ("pack.drop_incorrect = true", "false")),

@@ -11,7 +11,7 @@ Shapes: N tokens of a chunk, V vocabulary, K support columns, C cells. p the stu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,12 +60,40 @@ def on_vocabulary(logits_NV: Tensor, target: Target, stop_ids: Sequence[int]) ->
             f"The teacher speaks of {target.support.shape[1]} ids, the student of {logits_NV.shape[1]}: a divergence over the "
             'whole vocabulary needs one vocabulary. Choose a method with a support of ids, like "forward_kl_topk".'
         )
-    p_NV = logits_NV.log_softmax(-1)
-    q_NV = target.support.to(p_NV.dtype).clamp(min=NEVER)
-    if len(stop_ids) < 2:
-        return Cells(p_NV, q_NV)
-    stops = torch.tensor(stop_ids, device=p_NV.device)
-    return Cells(_merge_columns(p_NV, stops), _merge_columns(q_NV, stops))
+    stops = torch.tensor(list(stop_ids) if len(stop_ids) > 1 else [], dtype=torch.long, device=logits_NV.device)
+    q_NV = target.support.to(logits_NV.dtype).clamp(min=NEVER)
+    merge(q_NV, stops)
+    return Cells(WholeVocabulary.apply(logits_NV, stops), q_NV)  # type: ignore[no-untyped-call]
+
+
+def merge(logp_NV: Tensor, stops: Tensor) -> Tensor:
+    """In place: the stop ids' mass together at the first of them, the others at NEVER. [N, S]: each one's share of it."""
+    if not len(stops):
+        return logp_NV[:, :0]
+    each_NS = logp_NV[:, stops]
+    together_N1 = each_NS.logsumexp(1, keepdim=True)
+    logp_NV[:, stops] = NEVER
+    logp_NV[:, stops[:1]] = together_N1
+    return (each_NS - together_N1).exp()
+
+
+class WholeVocabulary(torch.autograd.Function):
+    """Log-masses of all ids, stop ids merged: one array beside the logits, and for the gradient two."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, stops: Tensor) -> Tensor:
+        p_NV = logits_NV.log_softmax(-1)
+        shares_NS = merge(p_NV, stops)
+        ctx.save_for_backward(p_NV, stops, shares_NS)
+        return p_NV
+
+    @staticmethod
+    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        p_NV, stops, shares_NS = ctx.saved_tensors
+        through_NV = p_NV.exp().mul_(-grad_NV.sum(1, keepdim=True)).add_(grad_NV)
+        if len(stops):
+            through_NV[:, stops] = through_NV[:, stops[:1]] * shares_NS
+        return through_NV, None
 
 
 def on_partition(logits_NV: Tensor, target: Target, remainder: Remainder, stop_ids: Sequence[int]) -> Cells:
@@ -76,15 +104,16 @@ def on_partition(logits_NV: Tensor, target: Target, remainder: Remainder, stop_i
     stops = torch.tensor(list(stop_ids) if merges else [], dtype=torch.long, device=logits_NV.device)
     valid_NK = target.ids >= 0
     single_NK = valid_NK & ~torch.isin(target.ids, stops)  # cells of one id
-    logit_NC = logits_NV.gather(1, target.ids.clamp(min=0)).masked_fill(~single_NK, HIDDEN)
+    held_NH, rest_N, none_left_N = _parted(logits_NV, target.ids, stops)
+    width = target.ids.shape[1]
+    logit_NC = held_NH[:, :width].masked_fill(~single_NK, HIDDEN)
     q_NC = target.support.to(logits_NV.dtype).clamp(min=NEVER).masked_fill(~single_NK, NEVER)
     if len(stops):
         assert target.stop_logmass is not None
-        logit_NC = torch.cat([logit_NC, logits_NV[:, stops].logsumexp(1, keepdim=True)], 1)
+        logit_NC = torch.cat([logit_NC, held_NH[:, width:].logsumexp(1, keepdim=True)], 1)
         q_NC = torch.cat([q_NC, target.stop_logmass[:, None].to(q_NC.dtype).clamp(min=NEVER)], 1)
     if remainder == "renorm":
         return Cells(_bounded(logit_NC.log_softmax(-1)), q_NC.log_softmax(-1))
-    rest_N, none_left_N = _rest(logits_NV, target.ids, stops)
     p_NC = torch.cat([logit_NC, rest_N[:, None]], 1)
     p_NC = _bounded(p_NC - p_NC.logsumexp(1, keepdim=True))
     if remainder == "drop":
@@ -131,16 +160,32 @@ def _as_ids(target: Target) -> Target:
 
 
 # ---------------------------------------------------------------- what is left
-def _rest(logits_NV: Tensor, ids_NK: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
-    """[N] log-sum of the logits that no cell holds (exact, not 1 − Σ), and the rows where there are none."""
+def _parted(logits_NV: Tensor, ids_NK: Tensor, stops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the ids and the stop ids, [N] the log-sum of all others (exact, not 1 − Σ), and the rows where there are none."""
     last_N1 = ids_NK.amax(1, keepdim=True) if ids_NK.shape[1] else torch.full_like(logits_NV[:, :1], -1, dtype=torch.long)
-    empty_N = last_N1[:, 0] < 0
     spare_N1 = torch.where(last_N1 < 0, stops[0] if len(stops) else 0, last_N1)  # padding hides what is hidden anyway
-    held = torch.cat([torch.where(ids_NK < 0, spare_N1, ids_NK), stops.expand(len(ids_NK), -1)], 1)
-    rest_N = logits_NV.scatter(1, held, HIDDEN).logsumexp(1)
-    if not len(stops) and bool(empty_N.any()):  # such a row has no cell: everything is tail
-        rest_N = torch.where(empty_N, logits_NV.logsumexp(1), rest_N)
-    return rest_N, rest_N.detach() < HIDDEN / 2
+    held_NH = torch.cat([torch.where(ids_NK < 0, spare_N1, ids_NK), stops.expand(len(ids_NK), -1)], 1)
+    hides_N1 = (last_N1 >= 0) | bool(len(stops))  # where neither id nor stop is asked for, everything is rest
+    logit_NH, rest_N = Parted.apply(logits_NV, held_NH, hides_N1)  # type: ignore[no-untyped-call]
+    return logit_NH, rest_N, rest_N.detach() < HIDDEN / 2
+
+
+class Parted(torch.autograd.Function):
+    """Some logits, and the log-sum of the others: one array beside the logits, and one for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, held_NH: Tensor, hides_N1: Tensor) -> tuple[Tensor, Tensor]:
+        logit_NH = logits_NV.gather(1, held_NH)
+        others_NV = logits_NV.scatter(1, held_NH, logit_NH.masked_fill(hides_N1, HIDDEN))
+        most_N1 = others_NV.amax(1, keepdim=True)
+        total_N1 = others_NV.sub_(most_N1).exp_().sum(1, keepdim=True)
+        ctx.save_for_backward(others_NV, held_NH, total_N1)
+        return logit_NH, (total_N1.log() + most_N1)[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_NH: Tensor, rest_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        others_NV, held_NH, total_N1 = ctx.saved_tensors
+        return (others_NV * (rest_N[:, None] / total_N1)).scatter_add_(1, held_NH, grad_NH), None, None
 
 
 def _teacher_tail(target: Target, q_NC: Tensor, valid_NK: Tensor, stops: Tensor) -> Tensor:
@@ -153,12 +198,6 @@ def _teacher_tail(target: Target, q_NC: Tensor, valid_NK: Tensor, stops: Tensor)
         missing_N = stop_NK.sum(1) < len(stops)  # the class holds more than the support did
         held_N = torch.where(missing_N, held_N + q_NC[:, -1].exp() - single_N, held_N)
     return (1 - held_N).clamp(min=LEAST_TAIL).log()
-
-
-def _merge_columns(logp_NV: Tensor, columns: Tensor) -> Tensor:
-    """The columns' mass together in one last cell; their own cells stay, at NEVER."""
-    together_N1 = logp_NV[:, columns].logsumexp(1, keepdim=True)
-    return torch.cat([logp_NV.index_fill(1, columns, NEVER), together_N1], 1)
 
 
 def _bounded(logp: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,29 @@ MOST_LOG_RATIO = 20.0  # of q / p where it is exponentiated; beyond it a float32
 
 def diverge(cells: Cells, loss: Loss) -> Tensor:
     """The divergence that the slot names, differentiable in p."""
-    p_NC, q_NC = cells.p, cells.q
+    if isinstance(loss, ArgmaxCrossEntropy):
+        return _argmax_cross_entropy(cells)
+    if isinstance(loss, ListwiseRanking):
+        return plackett_luce(cells, loss.k)
+    return Divergence.apply(cells.p, cells.q, loss)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Divergence(torch.autograd.Function):
+    """With its gradient in closed form: autograd would keep every factor, and over a whole vocabulary each is as large as the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, p_NC: Tensor, q_NC: Tensor, loss: Loss) -> Tensor:
+        ctx.save_for_backward(p_NC, q_NC)
+        ctx.loss = loss
+        return _distance(p_NC, q_NC, loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        p_NC, q_NC = ctx.saved_tensors
+        return slope(p_NC, q_NC, ctx.loss).mul_(grad_N[:, None]), None, None
+
+
+def _distance(p_NC: Tensor, q_NC: Tensor, loss: Loss) -> Tensor:
     if isinstance(loss, ReverseKL):
         return kl_student_teacher(p_NC, q_NC)
     if isinstance(loss, ForwardKL):
@@ -43,21 +66,39 @@ def diverge(cells: Cells, loss: Loss) -> Tensor:
         return kl_student_teacher(p_NC, _mixed(p_NC, q_NC, loss.alpha))
     if isinstance(loss, TotalVariation):
         return 0.5 * (p_NC.exp() - q_NC.exp()).abs().sum(-1)
-    if isinstance(loss, ArgmaxCrossEntropy):
-        return _argmax_cross_entropy(cells)
-    if isinstance(loss, ListwiseRanking):
-        return plackett_luce(cells, loss.k)
     raise AssertionError(f"{type(loss).__name__} is no divergence over cells")
+
+
+def slope(p_NC: Tensor, q_NC: Tensor, loss: Loss) -> Tensor:
+    """∂ divergence / ∂ log p, in an array of its own."""
+    if isinstance(loss, ReverseKL) or (isinstance(loss, JSD) and loss.beta >= 1) or (isinstance(loss, SkewReverse) and loss.alpha <= 0):
+        return (p_NC - q_NC).add_(1).mul_(p_NC.exp())
+    if isinstance(loss, ForwardKL) or (isinstance(loss, JSD) and loss.beta <= 0):
+        return q_NC.exp().neg_()
+    if isinstance(loss, JSD):
+        return (p_NC - _mixed(q_NC, p_NC, loss.beta)).mul_(p_NC.exp()).mul_(1 - loss.beta)
+    if isinstance(loss, SkewForward):
+        return (p_NC - _mixed(q_NC, p_NC, loss.alpha)).add_(q_NC).exp_().mul_(loss.alpha - 1)
+    if isinstance(loss, SkewReverse):
+        over_NC = p_NC - _mixed(p_NC, q_NC, loss.alpha)
+        return over_NC.add_(1).sub_((over_NC - 1).exp_().mul_(loss.alpha)).mul_(p_NC.exp())
+    assert isinstance(loss, TotalVariation)
+    return (p_NC - q_NC).sign_().mul_(p_NC.exp()).mul_(0.5)
 
 
 def kl_student_teacher(p_NC: Tensor, q_NC: Tensor) -> Tensor:
     """KL(p‖q), reverse."""
-    return (p_NC.exp() * (p_NC - q_NC)).sum(-1)
+    return _dot(p_NC.exp(), p_NC - q_NC)
 
 
 def kl_teacher_student(p_NC: Tensor, q_NC: Tensor) -> Tensor:
     """KL(q‖p), forward."""
-    return (q_NC.exp() * (q_NC - p_NC)).sum(-1)
+    return _dot(q_NC.exp(), q_NC - p_NC)
+
+
+def _dot(a_NC: Tensor, b_NC: Tensor) -> Tensor:
+    """Σ a b of each row, without their product."""
+    return torch.bmm(a_NC[:, None, :], b_NC[:, :, None])[:, 0, 0]
 
 
 def jensen_shannon(p_NC: Tensor, q_NC: Tensor, beta: float) -> Tensor:
@@ -67,7 +108,7 @@ def jensen_shannon(p_NC: Tensor, q_NC: Tensor, beta: float) -> Tensor:
     if beta >= 1:
         return kl_student_teacher(p_NC, q_NC)
     m_NC = _mixed(q_NC, p_NC, beta)
-    return beta * (q_NC.exp() * (q_NC - m_NC)).sum(-1) + (1 - beta) * (p_NC.exp() * (p_NC - m_NC)).sum(-1)
+    return beta * kl_student_teacher(q_NC, m_NC) + (1 - beta) * kl_student_teacher(p_NC, m_NC)
 
 
 def plackett_luce(cells: Cells, k: int) -> Tensor:

@@ -160,7 +160,10 @@ class Look:
     @cached_property
     def entropy_N(self) -> Tensor:
         """H(p), without gradient."""
-        return self.entropy().detach()
+        total_N1 = self.total_N1  # made before: others want its gradient
+        with torch.no_grad():
+            p_NV = (self.logits_NV - total_N1).exp_()
+            return total_N1[:, 0] - torch.bmm(p_NV[:, None, :], self.logits_NV[:, :, None])[:, 0, 0]
 
     def entropy(self) -> Tensor:
         """H(p)."""

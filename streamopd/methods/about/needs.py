@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamopd.config import Config
-from streamopd.slots import Method, NoCorrection, Pool, Until
+from streamopd.slots import Method, NoCorrection, Pool, StepRatio, Until
 
 CHOSEN_BY_ITSELF = ("completions", "sglang")   # servers that score no ids but their own and the written one
 WITHOUT_ENTROPY = ("completions", "sglang", "vllm")
@@ -67,6 +67,11 @@ def _answers(method: Method, config: Config, grader: str) -> Iterator[str]:
         yield (
             f'method = "{method.name}" needs at least {method.least_group} answers to a prompt, group_size is {config.group_size}. '
             f"Set group_size = {method.least_group} or more."
+        )
+    if any(isinstance(slot, StepRatio) for slot in method.slots) and not config.generator.step_delimiter:
+        yield (
+            f'method = "{method.name}" weighs the steps of an answer, but generator.step_delimiter = "" makes one step of each. Set it to '
+            'the text that a step ends with, like "\\n".'
         )
     if config.pack.drop_truncated and any(isinstance(behaviour, Until) for behaviour in method.behaviours):
         yield (
