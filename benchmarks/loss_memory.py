@@ -39,10 +39,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clock import ENVIRONMENT, load_average, machine, store
+from streamopd.config import Learn
 from streamopd.learn.collate import Evidences, MicroBatch
 from streamopd.learn.head import speak
 from streamopd.learn.objective import Known, Target
-from streamopd.learn.trainer import Trainer
+from streamopd.learn.trainer import Trainer, fitting_chunk
 from streamopd.slots import JSD, Branch, FullVocabulary, Method, ReverseKL, Union
 
 VOCAB, WIDTH, TOKENS = 151_936, 1_024, 2_048
@@ -113,7 +114,7 @@ class Learner(Trainer):
     def __init__(self, about: Given, method: Method) -> None:
         self.about, self.method, self.stop_ids = about, method, STOP_IDS
         self.student = Speaker(about.head)  # type: ignore[assignment]
-        self.head_chunk = _chunk()
+        self.head_chunk = fitting_chunk(Learn().head_chunk, VOCAB, method)
         self.teachers, self._heads = {}, {"default": about.teacher_head}
 
     def _states(self, micro: MicroBatch) -> Tensor:
@@ -234,13 +235,6 @@ def _beta(loss: str) -> float:
     return 0.5 if loss == "jsd" else 1.0
 
 
-def _chunk() -> int:
-    from streamopd.config import Learn
-    from streamopd.learn.trainer import MAX_LOGITS
-
-    return min(Learn().head_chunk, MAX_LOGITS // VOCAB)
-
-
 MADE: dict[str, Callable[[Given, str], Run]] = {
     "ours": ours, "plain": plain, "trl_gkd": trl_gkd, "trl_chunked": trl_chunked, "trl_async": trl_async,
 }
@@ -295,7 +289,7 @@ def run_all(losses: list[str], repeats: int, out: Path) -> None:
     """Every case `repeats` times in turn; medians, and ours against the others."""
     result: dict[str, Any] = {
         "command": [Path(sys.executable).name, "-m", "benchmarks.loss_memory", *sys.argv[1:]], "machine": machine(),
-        "torch": version("torch"), "trl": version("trl"), "vocab": VOCAB, "width": WIDTH, "tokens": TOKENS, "head_chunk": _chunk(),
+        "torch": version("torch"), "trl": version("trl"), "vocab": VOCAB, "width": WIDTH, "tokens": TOKENS,
         "cases": {},
     }
     for loss in losses:

@@ -28,7 +28,7 @@ from .schedule import Schedule, lr_at
 from .student import Adapter, Student
 
 STATE_FILE = "trainer.safetensors"
-MAX_LOGITS = 24 << 20  # floats of logits that exist at once
+MAX_LOGITS = 32 << 20  # floats of logits that exist at once; a loss over the whole vocabulary has more such arrays: it gets 3/4 of that
 OVERLAP_TOKENS = 256  # of a step are looked at for `overlap_ratio`: sorting whole vocabularies is not free
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -69,7 +69,7 @@ class Trainer:
         self.schedule, self.adam = schedule, adam
         self.stop_ids, self.pad_id, self.max_age = tuple(stop_ids), pad_id, max_age
         self.micro_batch_tokens = micro_batch_tokens
-        self.head_chunk = max(1, min(head_chunk, MAX_LOGITS // self.student.vocab_size))
+        self.head_chunk = fitting_chunk(head_chunk, self.student.vocab_size, method)
         self.teachers, self._heads = dict(teachers or {}), dict[str, Tensor]()
         self.moved: Callable[[], None] = lambda: None  # called after each micro-batch: a long step is not a hung one
         self.parameters = self.student.trained
@@ -274,6 +274,12 @@ class Trainer:
                     f"{folder} holds another student: {name.removeprefix('param/')} is {theirs.get(name)} there and "
                     f"{mine.get(name)} here. Give student.model and learn.lora as they were, or start a new run folder."
                 )
+
+
+def fitting_chunk(most: int, vocab_size: int, method: Method) -> int:
+    """Tokens whose logits exist at once: `most`, or as many as fit."""
+    logits = MAX_LOGITS * 3 // 4 if method.exact else MAX_LOGITS
+    return max(1, min(most, logits // vocab_size))
 
 
 def _columns(verdict: Verdict) -> Tokens:
