@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import isfinite
 
 from msgspec import Struct
 
@@ -47,6 +48,10 @@ class Outcome(Struct, array_like=True, omit_defaults=True, frozen=True):
     reward: float
     correct: bool | None = None
     feedback: str = ""
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.reward):
+            raise ValueError(f"a reward is a number; this one is {self.reward}")
 
 
 class Rollout(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=True):

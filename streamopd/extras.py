@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,10 +32,11 @@ def from_file(reference: str, key: str) -> Any:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"{key} = {reference} names a file that is not there: {file.absolute()}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"streamopd_user_{file.stem}", file)
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         there = ", ".join(known for known in vars(module) if not known.startswith("_"))

@@ -37,8 +37,17 @@ class Evidences(NamedTuple):
     rows: Tensor                # int64 [M]  which of those
 
 
-def collate(rows: Sequence[Row], indices: NDArray[np.intp], pad_id: int) -> MicroBatch:
-    """The micro-batch of `rows[indices]`."""
+OPTIONAL = ("mass", "stop_logmass", "entropy", "hidden")  # columns that not every teacher gives
+
+
+def told_by_all(rows: Sequence[Row]) -> frozenset[str]:
+    """The optional columns that every view of a step has: what one lacks is used of none, however the step is cut."""
+    views = [view for row in rows for view in row.views]
+    return frozenset(name for name in OPTIONAL if all(getattr(view, name) is not None for view in views))
+
+
+def collate(rows: Sequence[Row], indices: NDArray[np.intp], pad_id: int, told: frozenset[str]) -> MicroBatch:
+    """The micro-batch of `rows[indices]`, with the optional columns of the step that are `told` by all."""
     chosen = [rows[i] for i in indices]
     ids_RL = pad_right([np.concatenate([row.prompt, row.completion[:-1]]) for row in chosen], pad_id)
     where = predicting_positions([len(row.prompt) for row in chosen], [len(row.completion) for row in chosen], ids_RL.shape[1])
@@ -49,8 +58,8 @@ def collate(rows: Sequence[Row], indices: NDArray[np.intp], pad_id: int) -> Micr
         ids=torch.from_numpy(ids_RL),
         where=torch.from_numpy(where[fresh]),
         at=torch.from_numpy(np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in indices])),
-        teachers=[_evidences(chosen, [row.teachers[j] for row in chosen], fresh) for j in range(_teachers(chosen))],
-        reference=_reference(chosen, fresh),
+        teachers=[_evidences(chosen, [row.teachers[j] for row in chosen], fresh, told) for j in range(_teachers(chosen))],
+        reference=_reference(chosen, fresh, told),
     )
 
 
@@ -62,25 +71,25 @@ def _teachers(rows: Sequence[Row]) -> int:
     return counts.pop()
 
 
-def _reference(rows: Sequence[Row], fresh: NDArray[np.bool_]) -> Evidences | None:
+def _reference(rows: Sequence[Row], fresh: NDArray[np.bool_], told: frozenset[str]) -> Evidences | None:
     views = [row.reference for row in rows]
     present = [view for view in views if view is not None]
-    return _evidences(rows, present, fresh) if len(present) == len(views) else None
+    return _evidences(rows, present, fresh, told) if len(present) == len(views) else None
 
 
-def _evidences(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_]) -> Evidences:
+def _evidences(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_], told: frozenset[str]) -> Evidences:
     counts = [int(row.fresh.sum()) for row in rows]
-    hidden = _column([view.hidden for view in views], fresh)
+    hidden = _column([view.hidden for view in views], fresh) if "hidden" in told else None
     return Evidences(
-        target=_target(rows, views, fresh, hidden is not None), hidden=hidden,
+        target=_target(rows, views, fresh, told), hidden=hidden,
         teacher=[view.teacher_id for view in views], rows=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
     )
 
 
-def _target(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_], hidden: bool) -> Target:
+def _target(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bool_], told: frozenset[str]) -> Target:
     sampled = np.concatenate([row.completion for row in rows])[fresh]
     supports = [view.support for view in views]
-    if any(support is None for support in supports) and not hidden:
+    if any(support is None for support in supports) and "hidden" not in told:
         raise GarbageRecord(f"The evidence on rollout {views[supports.index(None)].rollout_id} has no support to learn from.")
     logp = [support.logprobs.numpy() for support in supports if support is not None]
     ids = [support.ids.numpy() for support in supports if support is not None and support.ids is not None]
@@ -88,10 +97,8 @@ def _target(rows: Sequence[Row], views: Sequence[Evidence], fresh: NDArray[np.bo
         sampled=torch.from_numpy(sampled.astype(np.int64)),
         support=torch.from_numpy(_stack(logp, -np.inf)[fresh]).float() if logp else torch.zeros(len(sampled), 0),
         ids=torch.from_numpy(_stack(ids, -1)[fresh]).long() if ids else None,
-        mass=_column([view.mass for view in views], fresh),
-        stop_logmass=_column([view.stop_logmass for view in views], fresh),
         logp=_column([view.logprobs for view in views], fresh),
-        entropy=_column([view.entropy for view in views], fresh),
+        **{name: _column([getattr(view, name) for view in views], fresh) for name in ("mass", "stop_logmass", "entropy") if name in told},
     )
 
 

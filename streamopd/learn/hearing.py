@@ -15,6 +15,7 @@ from streamopd.slots import Pool, Teachers
 
 from .collate import Evidences, MicroBatch
 from .objective import Target, Views
+from .objective.cells import on_the_same_ids
 from .objective.pool import pooled
 
 
@@ -31,16 +32,7 @@ def hear(
     by_id = dict(teachers.weights)
     weights = [by_id.get(evidences.teacher[0], 1.0) if by_id else 1.0 for evidences in micro.teachers]
     together = pooled(targets, weights, teachers.kind, stop_ids)
-    return Views(together, reference and on_the_same_ids(reference, together))
-
-
-def on_the_same_ids(view: Target, other: Target) -> Target:
-    """The view without the ids that the other does not speak of, column by column: both have the same tail then."""
-    if view.ids is None or other.ids is None:
-        return view
-    return view._replace(
-        ids=view.ids.masked_fill(other.ids < 0, -1), support=view.support.masked_fill(other.ids < 0, -torch.inf), mass=None
-    )
+    return Views(together, reference if reference is None or together.ids is None else on_the_same_ids(reference, together))
 
 
 def _said(evidences: Evidences, part: slice, heads: Callable[[str], Tensor], device: torch.device) -> Target:

@@ -86,8 +86,11 @@ def _stop_gap(rows: Sequence[Row], tokens: Tokens) -> dict[str, float]:
 
 
 def describe_answers(batch: Batch) -> dict[str, float]:
-    """Figures of all answers that came, trained or not; failed generations are not answers."""
-    answers = [r for item in batch.items for r in item.group.rollouts if r.finish in (Finish.STOP, Finish.LENGTH)]
+    """Figures of all answers of the student's own that came, trained or not; failed generations are not answers."""
+    answers = [
+        r for item in batch.items for r in item.group.rollouts
+        if r.finish in (Finish.STOP, Finish.LENGTH) and all(author.who == "student" for author in r.authors)
+    ]
     if not answers:
         return {}
     figures = {

@@ -18,7 +18,7 @@ from streamopd.layout import cut_micro_batches
 from streamopd.schemas import Batch, Fate
 from streamopd.slots import Method, progress_of
 
-from .collate import MicroBatch, collate
+from .collate import MicroBatch, collate, told_by_all
 from .hearing import hear, load_head
 from .known import known_of
 from .monitors import Tokens, describe_answers, describe_rows
@@ -116,8 +116,9 @@ class Trainer:
         return figures | ({"overlap_ratio": float(torch.cat(overlaps).mean())} if overlaps[0] is not None else {})  # type: ignore[arg-type]
 
     def _micro_batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], MicroBatch]]:
+        told = told_by_all(rows)
         for indices in cut_micro_batches([row.length for row in rows], self.micro_batch_tokens):
-            micro, chosen = collate(rows, indices, self.pad_id), [rows[int(i)] for i in indices]
+            micro, chosen = collate(rows, indices, self.pad_id, told), [rows[int(i)] for i in indices]
             self._refuse_foreign_ids(micro, chosen)
             yield chosen, micro
 
@@ -218,7 +219,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         known = known_of([row], n, method)
         orders = self._survey([row], known, method) if method.surveys else None
-        loss, _, _ = self._backward(collate([row], np.array([0]), self.pad_id), known, method, orders)
+        loss, _, _ = self._backward(collate([row], np.array([0]), self.pad_id, told_by_all([row])), known, method, orders)
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         return not (np.isfinite(loss) and bool(torch.isfinite(torch.nn.utils.get_total_norm(grads))))
 

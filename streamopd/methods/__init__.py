@@ -30,7 +30,10 @@ def load(name: str) -> Method:
 
 
 def _from_file(name: str) -> Method:
-    method = from_file(name, "method")
+    try:
+        method = from_file(name, "method")
+    except (ValueError, TypeError, NameError, AttributeError, ImportError, SyntaxError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"method = {name}: {error}") from error
     if not isinstance(method, Method):
         raise ConfigError(f"method = {name} is a {type(method).__name__}; it must be a streamopd.slots.Method.")
     return method

@@ -3,7 +3,7 @@
     w = x (1 − x), x the share of correct answers;   KL(q‖p) on the teacher's text for half the run, then w KL(p‖q) on the student's
 """
 
-from streamopd.slots import Branch, Coin, ForwardKL, Method, PassRate, ReverseKL, Stage, Union
+from streamopd.slots import Branch, Coin, ForwardKL, Method, PassRate, ReverseKL, Stage, Union, WrittenBy
 
 WIDE = Union(student_k=16, teacher_k=64, remainder="tail")
 PACED = Method(
@@ -15,6 +15,6 @@ PACED = Method(
     suggests=(("group_size", "8"),),
     stages=(
         Stage(until=0.5, behaviour=Coin(student=0.0), branches=(Branch(support=WIDE, loss=ForwardKL()),)),
-        Stage(until=1.0, branches=(Branch(support=WIDE, loss=ReverseKL(), weight=(PassRate(a=1.0, b=1.0),)),)),
+        Stage(until=1.0, branches=(Branch(when=WrittenBy("student"), support=WIDE, loss=ReverseKL(), weight=(PassRate(a=1.0, b=1.0),)),)),
     ),
 )

@@ -3,7 +3,7 @@
     KL(q‖p) on the teacher's text for half the run, then KL(p‖q) on the student's
 """
 
-from streamopd.slots import Branch, Coin, ForwardKL, Method, ReverseKL, Stage, Union
+from streamopd.slots import Branch, Coin, ForwardKL, Method, ReverseKL, Stage, Union, WrittenBy
 
 WIDE = Union(student_k=16, teacher_k=64, remainder="tail")
 QWEN3 = Method(
@@ -14,6 +14,6 @@ QWEN3 = Method(
     note="After a note: where the second stage begins, the direction of its KL and both supports are ours.",
     stages=(
         Stage(until=0.5, behaviour=Coin(student=0.0), branches=(Branch(support=WIDE, loss=ForwardKL()),)),
-        Stage(until=1.0, branches=(Branch(support=WIDE, loss=ReverseKL()),)),
+        Stage(until=1.0, branches=(Branch(when=WrittenBy("student"), support=WIDE, loss=ReverseKL()),)),
     ),
 )

@@ -5,7 +5,7 @@
 The teacher's own reinforcement learning is a run before this one: method = "grpo".
 """
 
-from streamopd.slots import Advantage, Branch, ClippedRatio, Coin, ForwardKL, Method, ReverseKL, Stage, Union
+from streamopd.slots import Advantage, Branch, ClippedRatio, Coin, ForwardKL, Method, ReverseKL, Stage, Union, WrittenBy
 
 WIDE = Union(student_k=16, teacher_k=64, remainder="tail")
 SPARSE_TO_DENSE = Method(
@@ -16,8 +16,8 @@ SPARSE_TO_DENSE = Method(
     note="After a note: where the stages change (a quarter, three quarters) is ours.",
     stages=(
         Stage(until=0.25, behaviour=Coin(student=0.0), branches=(Branch(support=WIDE, loss=ForwardKL()),)),
-        Stage(until=0.75, branches=(Branch(support=WIDE, loss=ReverseKL()),)),
-        Stage(until=1.0, branches=(Branch(loss=Advantage(), form="policy_gradient"),)),
+        Stage(until=0.75, branches=(Branch(when=WrittenBy("student"), support=WIDE, loss=ReverseKL()),)),
+        Stage(until=1.0, branches=(Branch(when=WrittenBy("student"), loss=Advantage(), form="policy_gradient"),)),
     ),
     correction=ClippedRatio(low=0.2, high=0.2),
 )

@@ -34,9 +34,7 @@ def _correct(rollout: Rollout) -> float | None:
 
 
 def _reward(rollout: Rollout) -> float | None:
-    """A reward that is not a number is none."""
-    reward = rollout.outcome.reward if rollout.outcome else None
-    return reward if reward is not None and reward == reward else None
+    return rollout.outcome.reward if rollout.outcome else None
 
 
 def _kept(grades: Sequence[float], rule: Select) -> set[int]:

@@ -125,13 +125,17 @@ def _rules(panel: Panel, method: Method, teachers: Mapping[str, Teacher]) -> lis
     )]
     if panel.evidence.hidden:
         rules += [(name not in panel.outside, no_hidden(f"teachers.{name}")) for name in panel.members]
-    return rules + (_pool_rules(panel, method.teachers, teachers) if isinstance(method.teachers, Pool) else [])
+    return rules + (_pool_rules(panel, method, method.teachers, teachers) if isinstance(method.teachers, Pool) else [])
 
 
-def _pool_rules(panel: Panel, pool: Pool, teachers: Mapping[str, Teacher]) -> list[tuple[bool, str]]:
+def _pool_rules(panel: Panel, method: Method, pool: Pool, teachers: Mapping[str, Teacher]) -> list[tuple[bool, str]]:
     wish, weighed = f'method = "{panel.method}"', [name for name, _ in pool.weights]
     there = f"there {'is' if len(panel.teachers) == 1 else 'are'}: {', '.join(panel.teachers)}"
     return [
+        (
+            panel.evidence.full or panel.evidence.hidden or "teacher_entropy" not in method.facts,
+            f"{wish} looks at the teacher's entropy, and a pool over ids has none that anybody knows. Use FullVocabulary, or leave it out.",
+        ),
         *((name in panel.teachers, f"{wish} weighs a teacher {name!r} in its pool; {there}. Rename one of the two.") for name in weighed),
         *((
             not weighed or name in weighed,

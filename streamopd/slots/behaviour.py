@@ -74,3 +74,8 @@ class TeacherMembers(Behaviour, frozen=True):
     """The last `count` answers of each group are the teacher's (LUFFY, arXiv 2504.14945)."""
 
     count: int = 1
+
+
+AnyBehaviour = (
+    OnPolicy | Until | Mixture | GeometricBlend | Interleave | SwitchAtSpike | TeacherPrefix | Coin | TeacherMembers
+)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from .age import AgeWeight, NoAgeWeight
-from .behaviour import Behaviour, OnPolicy, TeacherMembers
+from .behaviour import AnyBehaviour, Behaviour, OnPolicy, TeacherMembers
 from .correction import Correction, NoCorrection
 from .loss import (
     Advantage,
@@ -98,7 +98,7 @@ class Stage(Slot, frozen=True, kw_only=True):
 
     until: float
     branches: tuple[Branch, ...]
-    behaviour: Behaviour = OnPolicy()
+    behaviour: AnyBehaviour = OnPolicy()
 
 
 class Method(Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ class Method(Struct, frozen=True, kw_only=True):
     note: str = ""                                # why "inspired by": what is not the paper's
     alias_of: str = ""                            # the method whose composition this is, under another name
     suggests: tuple[tuple[str, str], ...] = ()    # keys of the run file and the paper's values, for people
-    behaviour: Behaviour = OnPolicy()
+    behaviour: AnyBehaviour = OnPolicy()
     teachers: Teachers = Routed()
     select: Select = Everything()
     branches: tuple[Branch, ...] = (Branch(),)
@@ -127,6 +127,7 @@ class Method(Struct, frozen=True, kw_only=True):
     age_weight: AgeWeight = NoAgeWeight()
 
     def __post_init__(self) -> None:
+        self._refuse_what_is_no_setting()
         for branches in [self.branches, *(stage.branches for stage in self.stages)]:
             for kind in (Advantage, Baseline, ChangePoint):  # each is one column of a step
                 found = {slot for branch in branches for slot in inside(branch) if isinstance(slot, kind)}
@@ -136,6 +137,14 @@ class Method(Struct, frozen=True, kw_only=True):
     COMPUTED: ClassVar = (
         "behaviour", "teachers", "select", "branches", "routing", "stages", "correction", "reduce", "age_weight",
     )
+
+    def _refuse_what_is_no_setting(self) -> None:
+        """Structs take any value for any field; a word nobody knows would pass for the last one that somebody does."""
+        for name, kind in SETTINGS.items():
+            try:
+                msgspec.convert(msgspec.to_builtins(getattr(self, name)), kind)
+            except (msgspec.ValidationError, TypeError) as error:
+                raise ValueError(f"method {self.name!r}: {name} is not what it can be: {error}") from None
 
     @property
     def digest(self) -> str:
@@ -260,3 +269,10 @@ def _teacher_k(slot: Slot) -> int:
     support = slot.support
     k = support.teacher_k if isinstance(support, Union) else support.k if isinstance(support, TeacherTop | Intersection) else 0
     return max(k, 1 if isinstance(slot.loss, ArgmaxCrossEntropy) else 0)
+
+
+SETTINGS: dict[str, object] = {
+    "behaviour": AnyBehaviour, "teachers": Teachers, "select": Select, "branches": tuple[Branch, ...], "stages": tuple[Stage, ...],
+    "routing": Literal["additive", "exclusive"], "correction": Correction, "reduce": Literal["token_mean", "answer_mean"],
+    "age_weight": AgeWeight,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, log, pi
+from math import cos, inf, log, pi
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -20,6 +20,11 @@ class Slot(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 # ---------------------------------------------------------------- scalars; progress = steps done / learn.max_steps, in [0, 1]
+def require_progress(until: float) -> None:
+    if not 0 < until <= 1:
+        raise ValueError(f"`until` is a progress of the run, in (0, 1]; this one is {until}.")
+
+
 class Moving(Slot, frozen=True):
     """A number that depends on the progress of the run."""
 
@@ -34,6 +39,9 @@ class Linear(Moving, frozen=True):
     end: float
     until: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_progress(self.until)
+
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * min(1.0, progress / self.until)
 
@@ -44,6 +52,9 @@ class Cosine(Moving, frozen=True):
     start: float
     end: float
     until: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_progress(self.until)
 
     def at(self, progress: float) -> float:
         return self.end + (self.start - self.end) * 0.5 * (1 + cos(pi * min(1.0, progress / self.until)))
@@ -58,8 +69,15 @@ class Cliff(Moving, frozen=True):
     start_mass: float = 0.9
     clip: float = 5.0
 
+    def __post_init__(self) -> None:
+        if not (0 < self.teacher_mass < 1 and 0 < self.start_mass < 1 and self.clip > 1):
+            raise ValueError(f"A cliff has masses between 0 and 1 and a clip above 1; this one is {self}.")
+
     @property
     def highest(self) -> float:
+        """λ*; infinite where the start is as sure as its teacher: nothing is emptied then."""
+        if self.start_mass >= self.teacher_mass:
+            return inf
         return 1 + log(self.clip) / log((1 - self.start_mass) / (1 - self.teacher_mass))
 
     def at(self, progress: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,6 @@ class Run:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
         self.config = config
-        self.method: Method = methods.load(config.method)
         self.id = self._identity()
 
     @classmethod
@@ -53,6 +53,11 @@ class Run:
         _name_run(folder / "state" / "run_id", config.name)
         write_whole(folder / "config.json", msgspec.json.format(msgspec.json.encode(config)), mode=0o644)
         return cls(folder, config)
+
+    @cached_property
+    def method(self) -> Method:
+        """Loaded when it is asked for: looking at a run executes no file that it names."""
+        return methods.load(self.config.method)
 
     @property
     def weights_dir(self) -> Path:

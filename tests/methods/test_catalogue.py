@@ -120,7 +120,7 @@ def test_a_composition_names_what_is_set() -> None:
         "ReverseKL (PG) + ForwardKL on TeacherTop(16, drop) where TeacherEntropy(0.8); ClippedRatio(0.2, 0.2)"
     )
     assert composition(methods.load("qwen3")) == (
-        "ForwardKL on Union(16, 64), by Coin(0) until 0.5 → ReverseKL on Union(16, 64)"
+        "ForwardKL on Union(16, 64), by Coin(0) until 0.5 → ReverseKL on Union(16, 64) where WrittenBy(student)"
     )
 
 

@@ -25,7 +25,7 @@ def gradient(method: Method, p: Tensor = P, correct: float = 0.0, author: int = 
     teacher, reference = (view(masses, method.exact) for masses in (Q, B))
     logits = p.log().expand(3, 3).clone().requires_grad_()
     loss = (judge(Look(logits, Views(teacher, reference), known, ()), method).loss * p).sum()
-    loss.backward()
+    (loss + 0 * logits.sum()).backward()  # a method may tell these tokens nothing
     assert logits.grad is not None
     return float(loss.detach()), logits.grad.sum(0)
 

@@ -142,7 +142,26 @@ def chosen(logits_NV: Tensor, target: Target, support: Support, stop_ids: Sequen
         kept_NK = torch.isin(target.ids, torch.tensor(support.ids, device=target.ids.device))
     stops = torch.tensor(stop_ids, dtype=torch.long, device=target.ids.device)
     kept_NK = valid_NK & (kept_NK | torch.isin(target.ids, stops))
-    return target._replace(ids=target.ids.masked_fill(~kept_NK, -1), support=q_NK.masked_fill(~kept_NK, -torch.inf), mass=None)
+    return _without(target, ~kept_NK)
+
+
+def on_the_same_ids(view: Target, other: Target) -> Target:
+    """The view without the ids that the other does not speak of, column by column: both have the same tail then."""
+    view, other = _as_ids(view), _as_ids(other)
+    assert other.ids is not None
+    return _without(view, other.ids < 0)
+
+
+def _without(target: Target, dropped_NK: Tensor) -> Target:
+    """Some columns less. The exact mass stays exact but for what is dropped: the rounding of what is kept does not enter the tail."""
+    assert target.ids is not None
+    dropped_NK = dropped_NK | (target.ids < 0)
+    support_NK = target.support.masked_fill(dropped_NK, -torch.inf)
+    mass_N = target.mass
+    if mass_N is not None:
+        lost_NK = target.support.masked_fill(~dropped_NK | (target.ids < 0), -torch.inf)
+        mass_N = (mass_N - lost_NK.exp().sum(1)).clamp(min=0)
+    return target._replace(ids=target.ids.masked_fill(dropped_NK, -1), support=support_NK, mass=mass_N)
 
 
 def _best(values_NK: Tensor, k: int) -> Tensor:

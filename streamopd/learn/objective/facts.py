@@ -15,7 +15,7 @@ from torch import Tensor
 from streamopd.errors import GarbageRecord
 from streamopd.slots import AGREEMENT_K, Baseline, ChangePoint, FullVocabulary, Method, StudentTop, Support, Union
 
-from .cells import Cells, Target, partition
+from .cells import Cells, Target, chosen, on_partition, on_the_same_ids, partition
 from .divergence import kl_student_teacher
 
 ROUNDING = 2e-3  # nats, of float16 log-probs near 0: what differs by less is a tie
@@ -90,10 +90,24 @@ class Look:
             support = Union(stop=support.stop, remainder=support.remainder)
         key = (support, of_reference)
         if key not in self._cells:
-            view = self.views.reference if of_reference else self.teacher
-            assert view is not None, "the method asks for the reference's view, and there is none"
-            self._cells[key] = partition(self.logits_NV, view, support, self.stop_ids)
+            self._cells[key] = self._reference_cells(support) if of_reference else self._partition(self.teacher, support)
         return self._cells[key]
+
+    def _partition(self, view: Target, support: Support) -> Cells:
+        return partition(self.logits_NV, view, support, self.stop_ids)
+
+    def _reference_cells(self, support: Support) -> Cells:
+        """On the ids that are chosen by the teacher's view: one partition for all three."""
+        view = self.views.reference
+        assert view is not None, "the method asks for the reference's view, and there is none"
+        if isinstance(support, FullVocabulary | Union):
+            return self._partition(view, support)
+        kept = chosen(self.logits_NV, self.teacher, support, self.stop_ids)
+        return on_partition(self.logits_NV, on_the_same_ids(view, kept), support.remainder, self.stop_ids)
+
+    def bare(self, support: StudentTop) -> Cells:
+        """Cells of single ids, the stop ids among them as any other: what is counted is the student's top k and nothing beside."""
+        return partition(self.logits_NV, self.teacher, support, ())
 
     @property
     def widest(self) -> Support:
@@ -124,21 +138,20 @@ class Look:
     @cached_property
     def logp_N(self) -> Tensor:
         """log p of the action: the token, or ending. With gradient."""
-        if len(self.stop_ids) < 2:
-            return self.token_logp_N
-        return torch.where(self.ends_N, self.stop_logp_N, self.token_logp_N)
+        return torch.where(self.ends_N, self.stop_logp_N, self.token_logp_N) if self.merges else self.token_logp_N
 
     def said_N(self, view: Target) -> Tensor:
         """log q of the action."""
         logq_N = view.logp if view.logp is not None else _in_support(view, self.known.ids)
-        if len(self.stop_ids) < 2 or view.stop_logmass is None:
+        if not self.merges:
             return logq_N
+        assert view.stop_logmass is not None
         return torch.where(self.ends_N, view.stop_logmass.to(logq_N.dtype), logq_N)
 
     @cached_property
     def merges(self) -> bool:
-        """Whether ending is one action of several ids."""
-        return len(self.stop_ids) > 1
+        """Whether ending is one action of several ids: on all sides, or where somebody cannot tell its mass on none."""
+        return len(self.stop_ids) > 1 and all(view is None or view.stop_logmass is not None for view in self.views)
 
     @cached_property
     def likeliest(self) -> Likeliest:
@@ -151,9 +164,10 @@ class Look:
         logp_N, logq_N = (self.logits_NV.gather(1, ids_N[:, None]) - self.total_N1)[:, 0], _in_support(self.teacher, ids_N)
         written_N = ids_N == self.known.ids
         if self.merges:
-            ends_N, stop_logmass = (self.stop_logp_N > logp_N).detach(), self.teacher.stop_logmass
-            stop_logq = torch.full_like(logq_N, -torch.inf) if stop_logmass is None else stop_logmass.to(logq_N.dtype)
-            logp_N, logq_N = torch.where(ends_N, self.stop_logp_N, logp_N), torch.where(ends_N, stop_logq, logq_N)
+            ends_N = (self.stop_logp_N > logp_N).detach()
+            assert self.teacher.stop_logmass is not None
+            logp_N = torch.where(ends_N, self.stop_logp_N, logp_N)
+            logq_N = torch.where(ends_N, self.teacher.stop_logmass.to(logq_N.dtype), logq_N)
             written_N = torch.where(ends_N, self.ends_N, written_N)
         return Likeliest(logp_N, logq_N, written_N)
 
@@ -238,13 +252,13 @@ def _baseline(look: Look, method: Method) -> Tensor:
 
 def _agreement(look: Look, method: Method) -> Tensor:
     """q's mass on the student's top 16."""
-    return look.cells(StudentTop(AGREEMENT_K, "drop")).q.exp().sum(1)
+    return look.bare(StudentTop(AGREEMENT_K, "drop")).q.exp().sum(1)
 
 
 def _margin(look: Look, method: Method) -> Tensor:
     """Top minus mean of the teacher's log-probs over the student's top k."""
     k = next(slot.k for slot in method.slots if isinstance(slot, ChangePoint))
-    q_NC = look.cells(StudentTop(k, "drop")).q
+    q_NC = look.bare(StudentTop(k, "drop")).q
     there = q_NC > -1e3
     mean_N = q_NC.masked_fill(~there, 0).sum(1) / there.sum(1).clamp(min=1)
     return torch.where(there.any(1), q_NC.amax(1) - mean_N, 0.0)

@@ -41,7 +41,11 @@ def _on_cells(views: Sequence[Target], shares: Tensor, kind: Kind, stop_ids: Seq
     if merged:
         stop_JN1 = torch.stack([_required(view.stop_logmass) for view in views])[:, :, None].clamp(min=NEVER)
         cells_JNC = torch.cat([cells_JNC, stop_JN1], 2)
-    tail_JN1 = (1 - cells_JNC.exp().sum(2, keepdim=True)).clamp(min=LEAST_TAIL).log()
+    common_ids = first.ids.masked_fill(~common_NK, -2)
+    held_JN = torch.stack([_held(view, common_ids) for view in views])
+    if merged:
+        held_JN = held_JN + stop_JN1[:, :, 0].exp()
+    tail_JN1 = (1 - held_JN).clamp(min=LEAST_TAIL).log()[:, :, None]
     together_NC = _mean(torch.cat([cells_JNC, tail_JN1], 2), shares, kind)
     scale_N1 = together_NC.logsumexp(1, keepdim=True)
     together_NC = together_NC - scale_N1
@@ -60,6 +64,16 @@ def _told_of(view: Target, ids_NK: Tensor) -> Tensor:
     assert view.ids is not None
     same_NKL = (ids_NK[:, :, None] == view.ids[:, None, :]) & (view.ids >= 0)[:, None, :]
     return view.support[:, None, :].expand(same_NKL.shape).masked_fill(~same_NKL, -torch.inf).amax(2)
+
+
+def _held(view: Target, common_NK: Tensor) -> Tensor:
+    """[N] the view's mass on the common ids: the exact one of its support, less what is not common."""
+    assert view.ids is not None
+    common_NL = (view.ids[:, :, None] == common_NK[:, None, :]).any(2)
+    probs_NL = view.support.exp()
+    if view.mass is None:
+        return probs_NL.masked_fill(~common_NL, 0).sum(1)
+    return (view.mass - probs_NL.masked_fill(common_NL | (view.ids < 0), 0).sum(1)).clamp(min=0)
 
 
 def _mean(logp_J: Tensor, shares_J: Tensor, kind: Kind) -> Tensor:

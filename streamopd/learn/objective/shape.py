@@ -61,17 +61,28 @@ def skewed_floor(skew: float) -> float:
 
 
 def returns(a_T: Tensor, row_T: Tensor, shape: Return) -> Tensor:
-    """Σ_i γ^i a_{t+i} within an answer. Rows are contiguous and in order."""
-    found = torch.zeros_like(a_T)
-    for row in row_T.unique():
-        where = (row_T == row).nonzero()[:, 0]
-        total = weight = 0.0
-        for t in reversed(where.tolist()):
-            ahead, ahead_weight = total * shape.gamma, weight * shape.gamma
-            total, weight = float(a_T[t]) + ahead, 1 + ahead_weight
-            value, norm = (ahead, ahead_weight) if shape.future else (total, weight)
-            found[t] = value / norm if shape.normalised and norm else value
-    return found
+    """Σ_i γ^i a_{t+i} within an answer, all answers in step from their ends. Rows are contiguous and in order."""
+    rows, counts = row_T.unique_consecutive(return_counts=True)
+    if not len(rows):
+        return a_T
+    longest = int(counts.max())
+    from_end_T = counts.repeat_interleave(counts) - 1 - _place_in_row(counts)
+    row_of_T = torch.arange(len(rows), device=a_T.device).repeat_interleave(counts)
+    a_GR = torch.zeros(longest, len(rows), dtype=a_T.dtype, device=a_T.device)
+    a_GR[from_end_T, row_of_T] = a_T
+    found_GR, total_R, weight = torch.zeros_like(a_GR), torch.zeros_like(a_GR[0]), 0.0
+    for g in range(longest):  # g tokens follow
+        ahead_R, ahead_weight = total_R * shape.gamma, weight * shape.gamma
+        total_R, weight = a_GR[g] + ahead_R, 1 + ahead_weight
+        value_R, norm = (ahead_R, ahead_weight) if shape.future else (total_R, weight)
+        found_GR[g] = value_R / norm if shape.normalised and norm else value_R
+    return found_GR[from_end_T, row_of_T]
+
+
+def _place_in_row(counts_R: Tensor) -> Tensor:
+    """[T] 0, 1, 2 … in each row."""
+    starts = counts_R.cumsum(0) - counts_R
+    return torch.arange(int(counts_R.sum()), device=counts_R.device) - starts.repeat_interleave(counts_R)
 
 
 def margin_shift(a_T: Tensor, known: Known, margin: float) -> Tensor:

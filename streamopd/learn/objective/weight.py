@@ -101,14 +101,17 @@ def _normalised(weight_T: Tensor, active: Tensor, normaliser: Normaliser) -> Ten
 # ---------------------------------------------------------------- within an answer
 def step_ratio(apart_T: Tensor, known: Known, weight: StepRatio) -> Tensor:
     """min(d_1 / d_k, 1 + δ) in step k: the product of neighbouring ratios telescopes to it."""
-    weights = torch.ones_like(apart_T)
-    for row in known.row.unique():
-        here = known.row == row
-        steps = known.segment[here].unique().tolist()
-        means = [float(apart_T[here & (known.segment == step)].mean()) + weight.epsilon for step in steps]
-        for step, mean in list(zip(steps, means, strict=True))[1:]:
-            weights[here & (known.segment == step)] = min(means[0] / mean, 1 + weight.delta)
-    return weights
+    if not len(apart_T):
+        return apart_T
+    width = int(known.segment.max()) + 1
+    steps, step_of_T = (known.row * width + known.segment).unique(return_inverse=True)  # ascending: an answer's first step comes first
+    sums = torch.zeros(len(steps), dtype=apart_T.dtype, device=apart_T.device).index_add_(0, step_of_T, apart_T)
+    means = sums / step_of_T.bincount(minlength=len(steps)) + weight.epsilon
+    row_of_S = steps // width
+    first_of_S = torch.searchsorted(row_of_S, row_of_S)
+    ratio = (means[first_of_S] / means).clamp(max=1 + weight.delta)
+    ratio[first_of_S == torch.arange(len(steps), device=steps.device)] = 1
+    return ratio[step_of_T]
 
 
 def change_points(margin_T: Tensor, row_T: Tensor, active: Tensor, weight: ChangePoint) -> Tensor:
