@@ -30,7 +30,7 @@ def hear(
     if not isinstance(teachers, Pool):
         return Views(targets[0], reference)
     by_id = dict(teachers.weights)
-    weights = [by_id.get(evidences.teacher[0], 1.0) if by_id else 1.0 for evidences in micro.teachers]
+    weights = [by_id[evidences.teacher[0]] if by_id else 1.0 for evidences in micro.teachers]
     together = pooled(targets, weights, teachers.kind, stop_ids)
     return Views(together, reference if reference is None or together.ids is None else on_the_same_ids(reference, together))
 
@@ -60,7 +60,7 @@ def _through_heads(evidences: Evidences, part: slice, heads: Callable[[str], Ten
 
 def _log_softmax(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     logits_NV = (hidden_ND.to(head_VD.dtype) @ head_VD.T).float()
-    return torch.log_softmax(logits_NV, -1, out=logits_NV) if not logits_NV.requires_grad else logits_NV.log_softmax(-1)
+    return torch.log_softmax(logits_NV, -1, out=logits_NV)
 
 
 def load_head(folder: Path) -> Tensor:

@@ -99,7 +99,7 @@ class Trainer:
     def _learn(self, n: int, rows: Sequence[Row]) -> dict[str, float]:
         """Gradients of the mean over all fresh tokens of the step; however they are cut, the sum is the same."""
         self.optimizer.zero_grad(set_to_none=True)
-        method = self.method.at(progress_of(n, self.schedule.max_steps))
+        method = self._method_at(n)
         known = known_of(rows, n, method)
         orders = self._survey(rows, known, method) if method.surveys else None
         loss, seen, overlaps, order = 0.0, [], [], []
@@ -114,6 +114,9 @@ class Trainer:
             order += chosen
         figures = {"loss": loss} | describe_rows(order, Tokens.joined(seen), self.method.exact)
         return figures | ({"overlap_ratio": float(torch.cat(overlaps).mean())} if overlaps[0] is not None else {})  # type: ignore[arg-type]
+
+    def _method_at(self, n: int) -> Method:
+        return self.method.at(progress_of(n, self.schedule.max_steps))
 
     def _micro_batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], MicroBatch]]:
         told = told_by_all(rows)
@@ -196,7 +199,7 @@ class Trainer:
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
         if not bool(torch.isfinite(norm)):
-            raise StreamopdError(self._blame(n, rows, "gradient", self.method.at(0.0)))
+            raise StreamopdError(self._blame(n, rows, "gradient", self._method_at(n)))
         clipped = 0 < self.adam.max_grad_norm < float(norm)
         if clipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.adam.max_grad_norm, norm)

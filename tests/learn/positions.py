@@ -47,6 +47,8 @@ def told(
 # ---------------------------------------------------------------- expectations over the vocabulary, in float64
 P, Q, B = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3]), np.array([0.4, 0.4, 0.2])  # core.md 0.1
 Floats = NDArray[np.float64]
+D = np.log(Q) - np.log(P)
+REVERSE, FORWARD, HALF_JSD = (0.42153, -0.27207, -0.14947), (0.4, -0.2, -0.2), (0.09534, -0.05630, -0.03904)
 
 
 class Spoken(NamedTuple):

@@ -94,7 +94,9 @@ from streamopd.slots import (
 )
 
 from .positions import (
+    REVERSE,
     B,
+    D,
     Floats,
     P,
     Q,
@@ -114,8 +116,6 @@ from .positions import (
     whole,
 )
 
-D = np.log(Q) - np.log(P)
-REVERSE = (0.42153, -0.27207, -0.14947)
 VANILLA = composed(gradient_of(ReverseKL()))
 
 

@@ -41,7 +41,11 @@ from streamopd.slots import (
 )
 
 from .positions import (
+    FORWARD,
+    HALF_JSD,
+    REVERSE,
     B,
+    D,
     Floats,
     P,
     Q,
@@ -61,8 +65,6 @@ from .positions import (
     whole,
 )
 
-D = np.log(Q) - np.log(P)
-REVERSE, FORWARD, HALF_JSD = (0.42153, -0.27207, -0.14947), (0.4, -0.2, -0.2), (0.09534, -0.05630, -0.03904)
 DIRECT: list[Loss] = [
     ReverseKL(), ForwardKL(), JSD(0.5), JSD(0.1), JSD(0.9), JSD(0.0), JSD(1.0), SkewForward(0.1), SkewForward(0.7), SkewReverse(0.1),
     SkewReverse(0.7), TotalVariation(),

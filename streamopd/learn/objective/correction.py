@@ -10,9 +10,8 @@ from torch import Tensor
 
 from streamopd.slots import ClippedRatio, Correction, HardGate, NoCorrection, SecondMomentBudget, TeacherRatio, TruncatedRatio
 
+from .divergence import MOST_LOG_RATIO
 from .facts import Facts, Known
-
-MOST_LOG_RATIO = 20.0
 
 
 def correct(a_T: Tensor, correction: Correction, facts: Facts, known: Known) -> Tensor:

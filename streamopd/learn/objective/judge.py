@@ -16,6 +16,7 @@ from torch import Tensor
 from streamopd.slots import (
     Branch,
     Entropy,
+    Extrapolate,
     GoldOrGuess,
     Likelihood,
     Method,
@@ -76,7 +77,7 @@ def _summed(branch: Branch, look: Look) -> Tensor:
 def aimed(branch: Branch, look: Look) -> Cells:
     """The cells of the branch's support, the target in the teacher's place."""
     cells = look.cells(branch.support)
-    reference = look.cells(branch.support, of_reference=True).q if look.views.reference is not None else None
+    reference = look.cells(branch.support, of_reference=True).q if isinstance(branch.target, Extrapolate) else None
     return cells._replace(q=normalised(aim(cells.p, cells.q, reference, branch.target), cells.q, branch.target))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .cells import LEAST_TAIL, NEVER, Target
+from .cells import LEAST_TAIL, NEVER, Target, merge
 
 Kind = Literal["geometric", "arithmetic"]
 
@@ -83,13 +83,8 @@ def _mean(logp_J: Tensor, shares_J: Tensor, kind: Kind) -> Tensor:
 
 def _one_stop(support_NV: Tensor, stop_ids: Sequence[int]) -> Tensor:
     """Log-masses [N, V] with all of stopping on the first of several stop ids: a cell is made before it is pooled."""
-    bounded_NV = support_NV.clamp(min=NEVER)
-    if len(stop_ids) < 2:
-        return bounded_NV
-    stops = torch.tensor(stop_ids, device=bounded_NV.device)
-    together_N = bounded_NV[:, stops].logsumexp(1)
-    merged_NV = bounded_NV.index_fill(1, stops, NEVER)
-    merged_NV[:, stop_ids[0]] = together_N
+    merged_NV = support_NV.clamp(min=NEVER)
+    merge(merged_NV, torch.tensor(stop_ids if len(stop_ids) > 1 else [], dtype=torch.long, device=merged_NV.device))
     return merged_NV
 
 

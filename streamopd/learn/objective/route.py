@@ -42,7 +42,7 @@ def holds(when: When, facts: Facts, known: Known) -> Tensor:
     if isinstance(when, Horizon):
         return known.position < when.tokens  # type: ignore[operator]  # settled: a plain number
     if isinstance(when, HighEntropy):
-        return facts["entropy"] >= facts["entropy"].quantile(when.quantile) if len(facts["entropy"]) else known.ids > 0
+        return facts["entropy"] >= facts["entropy"].quantile(when.quantile)
     assert isinstance(when, Early)
     return _early(facts["entropy"], known.row, when.share)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -143,10 +145,8 @@ def downward_change(series_S: Tensor, effect: float) -> int | None:
     at = min(splits, key=splits.__getitem__)
     drop = float(smooth[:at].mean() - smooth[at:].mean())
     one, two = max(_rss(smooth), 1e-12), max(splits[at], 1e-12)
-    better = count * (torch.tensor(two / count).log() + 0) + 3 * torch.tensor(float(count)).log() < count * torch.tensor(
-        one / count
-    ).log() + torch.tensor(float(count)).log()
-    return at if drop >= effect * spread and bool(better) else None
+    better = count * log(two / count) + 3 * log(count) < count * log(one / count) + log(count)
+    return at if drop >= effect * spread and better else None
 
 
 def _rss(part: Tensor) -> float:
