@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"schemas"},
-    {"slots", "topology", "errors", "assets", "layout", "extras"},
+    {"slots", "topology", "errors", "assets", "layout", "extras", "tasks"},
     {"methods", "config", "stream", "watch", "worker"},
     {"prompts", "generate", "grade", "score", "pack", "learn", "sync", "evaluate"},
     {"doctor"},

@@ -27,6 +27,7 @@ from redis.exceptions import (
 
 from streamopd.errors import StreamError, UserError
 from streamopd.schemas import Event, Fate, Heartbeat, Weights, decode, encode
+from streamopd.tasks import cancel_until_done
 from streamopd.topology import STREAMS, Stage
 
 from .blobs import BlobFolder
@@ -79,8 +80,7 @@ class RedisBroker:
 
     async def close_connection(self) -> None:
         if self._listener:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
+            await cancel_until_done(self._listener)
         await self._commands.aclose()
         await self._reader.aclose()
 

