@@ -27,6 +27,7 @@ from streamopd.slots import (
 )
 
 from .facts import Facts, Known
+from .quantile import quantile
 from .shape import skewed_floor
 
 
@@ -90,7 +91,7 @@ def _unit(values_T: Tensor, active: Tensor) -> Tensor:
 def _robust(values_T: Tensor, active: Tensor) -> Tensor:
     """Scaled to [0, 1] by the 5 % and 95 % quantiles; all equal counts fully."""
     among = values_T[active]
-    low, high = (among.quantile(0.05), among.quantile(0.95)) if len(among) else (0.0, 0.0)
+    low, high = (quantile(among, 0.05), quantile(among, 0.95)) if len(among) else (0.0, 0.0)
     return ((values_T - low) / (high - low)).clamp(0, 1) if high > low else torch.ones_like(values_T)
 
 
