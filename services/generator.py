@@ -129,7 +129,7 @@ class Desk:
 
     async def admit(self) -> None:
         """Take as many prompts as the engine has room for; give back what these weights may not answer."""
-        room = self.engine.free // self.run.config.group_size
+        room = self._room()
         too_old = self.served[1] < self.worker.steps - self.run.config.max_staleness
         if self.served[0] != self.worker.boot or too_old or (room == 0 and self.engine.inflight):
             self.worker.leave_if_over()
@@ -149,6 +149,12 @@ class Desk:
         for lease in good:
             self.writing[lease.record.id] = (lease, [])
             self.engine.admit(self._requests(lease.record))
+
+    def _room(self) -> int:
+        """Prompts for whose answers there are slots, and tokens however long prompt and answers become."""
+        config = self.run.config
+        slots, limit = self.engine.free // config.group_size, config.generator.max_inflight_tokens
+        return max(0, min(slots, (limit - self.engine.inflight_tokens) // config.group_tokens)) if limit else slots
 
     async def rest_if_idle(self) -> None:
         """Give the GPU's memory to the others when nobody has asked for a while."""

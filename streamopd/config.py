@@ -71,6 +71,7 @@ class Generator(Section, frozen=True):
     sleep_after_s: float = 0.0           # vLLM on a GPU: gives that memory back when nobody asked for so long; 0 = never
     replicas: int = 1
     max_inflight: int = 64               # rollouts decoded at once in one replica
+    max_inflight_tokens: int = 0         # ... and what they may come to at most, prompts included; 0 = no limit
     max_completion_length: int = 512     # tokens
     temperature: float = 1.0
     top_p: float = 1.0
@@ -192,6 +193,11 @@ class Config(Section, frozen=True):
         return self.learn.max_age_steps or 2 * self.max_staleness
 
     @property
+    def group_tokens(self) -> int:
+        """What the answers to one prompt may come to at most, each with the prompt before it."""
+        return self.group_size * (self.data.max_prompt_length + self.generator.max_completion_length)
+
+    @property
     def window(self) -> int:
         """Groups in flight at most."""
         return (self.max_staleness + 1) * self.learn.groups_per_step
@@ -268,6 +274,12 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             c.group_size <= c.generator.max_inflight,
             f"group_size is {c.group_size}, generator.max_inflight is {c.generator.max_inflight}; the answers to one prompt are "
             "written side by side: raise the second or lower the first.",
+        ),
+        (
+            c.generator.max_inflight_tokens == 0 or c.generator.max_inflight_tokens >= c.group_tokens,
+            f"generator.max_inflight_tokens is {c.generator.max_inflight_tokens}, and the answers to one prompt may come to "
+            f"{c.group_tokens} tokens, group_size × (data.max_prompt_length + generator.max_completion_length): raise the first, "
+            "lower one of the others, or set it to 0, which is no limit.",
         ),
         (
             not (c.redis.password_env and c.redis.credentials_file),

@@ -29,6 +29,11 @@ class Request(Struct, frozen=True):
         assert not whole, f"{self.behaviour} is of a group, not of one answer"
 
     @property
+    def tokens(self) -> int:
+        """Of prompt and completion, at most."""
+        return len(self.prompt_ids) + self.max_new
+
+    @property
     def context_ids(self) -> NDArray[np.int32]:
         """What the teacher sees."""
         return self.prompt_ids if self.teacher_prompt_ids is None else self.teacher_prompt_ids
@@ -90,6 +95,10 @@ class Engine(Protocol):
     @property
     def inflight(self) -> int:
         """Requests admitted and not yet answered."""
+
+    @property
+    def inflight_tokens(self) -> int:
+        """What the requests under way may come to, prompts included."""
 
     @property
     def free(self) -> int:

@@ -86,6 +86,10 @@ class HFEngine:
         return self._ledger.inflight + len(self._waiting) + len(self._refused)
 
     @property
+    def inflight_tokens(self) -> int:
+        return sum(request.tokens for request in (*self._waiting, *filter(None, self._ledger.requests)))
+
+    @property
     def free(self) -> int:
         return max(0, self._slots - self.inflight)
 
@@ -166,7 +170,7 @@ class HFEngine:
         empty = self._slots - live
         if self._waiting and (live == 0 or empty >= JOIN_FRACTION * self._slots):
             joining = [self._waiting.popleft() for _ in range(min(empty, len(self._waiting)))]
-            self._decoder.make_room(max(len(request.prompt_ids) + request.max_new for request in joining))
+            self._decoder.make_room(max(request.tokens for request in joining))
             slots = self._ledger.seat(joining, self.version)
             self._fill(slots)
             if self._coauthor:

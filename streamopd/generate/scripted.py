@@ -60,6 +60,10 @@ class ScriptedEngine:
         return len(self._rows) + len(self._refused)
 
     @property
+    def inflight_tokens(self) -> int:
+        return sum(row.request.tokens for row in self._rows)
+
+    @property
     def free(self) -> int:
         return self._slots - self.inflight
 

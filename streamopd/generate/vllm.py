@@ -27,6 +27,8 @@ from .engine import Answer, Request, Swapped, error_answer
 for _name, _value in (("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_CPU_KVCACHE_SPACE", "1"),
                       ("VLLM_LOGGING_LEVEL", "ERROR"), ("VLLM_NO_USAGE_STATS", "1"), ("HF_HUB_OFFLINE", "1")):
     os.environ.setdefault(_name, _value)  # read by vllm when it is imported
+if not torch.cuda.is_available():  # it would compile two small functions of its sampler: that takes a C++ compiler, and longer than they do
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
@@ -41,7 +43,12 @@ SERVED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3} 
 
 
 class VllmEngine:
-    """An Engine over vLLM. Prefix caching is off: a cache must not cross versions, and prompts here are short."""
+    """An Engine over vLLM. Mates of a group fill their prompt once: vLLM's prefix cache, whose salt is new with every swap.
+
+    The salt counts swaps, because version numbers come back in a run that is rebuilt. Blocks of an old salt are found by nobody
+    new and leave with the least recently used. A mate is a request of its own: vLLM's `n` shares no more than the cache does, and
+    ties the seeds and the ends of a group together.
+    """
 
     def __init__(
         self, *, folder: Path, stop_ids: Sequence[int], loader: Loader, max_inflight: int, temperature: float = 1.0,
@@ -59,24 +66,31 @@ class VllmEngine:
             raise ConfigError(
                 f"generator.sleep_after_s wants an engine that can sleep; vLLM cannot on this {current_platform.device_type}. Set it to 0."
             )
+        if current_platform.is_cpu():
+            require_kernels(torch.ops._C)
         self.version = -1
         self._slots, self._k = max_inflight, student_k
         self._temperature, self._top_p, self._stop_ids = temperature, top_p, sorted(stop_ids)
         self._engine = LLMEngine.from_engine_args(EngineArgs(
-            model=str(folder), dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=False, enforce_eager=True,
+            model=str(folder), dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=True, enforce_eager=True,
             max_num_seqs=max_inflight, logprobs_mode="processed_logprobs", max_logprobs=max(student_k, 1), seed=0,
             async_scheduling=False, gpu_memory_utilization=memory_fraction, enable_sleep_mode=sleeps,
             worker_extension_cls=f"{__name__}.WeightTaker",
+            enable_chunked_prefill=not current_platform.is_cpu(),  # no CPU generator takes back what was drawn for half a prompt
         ))
         self._coming = Coming(loader, self._engine.model_config.dtype)
         self._longest = int(self._engine.model_config.max_model_len)
         self._requests: dict[str, Request] = {}
         self._refused: list[Answer] = []
-        self._probes = 0
+        self._swaps, self._probes = 0, 0
 
     @property
     def inflight(self) -> int:
         return len(self._requests) + len(self._refused)
+
+    @property
+    def inflight_tokens(self) -> int:
+        return sum(request.tokens for request in self._requests.values())
 
     @property
     def free(self) -> int:
@@ -86,13 +100,12 @@ class VllmEngine:
         assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
         assert not any(request.behaviour.teacher for request in requests), "this engine has no teacher beside it"
         for request in requests:
-            length = len(request.prompt_ids) + request.max_new
-            if length > self._longest:
+            if request.tokens > self._longest:
                 error = f"{len(request.prompt_ids)} + {request.max_new} tokens are more than the model's {self._longest}"
                 self._refused.append(error_answer(request, error, self._temperature, self._top_p))
                 continue
             self._requests[request.id] = request
-            self._engine.add_request(request.id, _prompt(request.prompt_ids), self._sampling(request))
+            self._queue(request)
 
     def step(self) -> list[Answer]:
         answers, self._refused = self._refused, []
@@ -109,15 +122,16 @@ class VllmEngine:
             wrong = self._engine.collective_rpc("take_weights", args=(fresh,))
         for told in filter(None, wrong):  # the old ones are gone: nothing may be written with what is there
             raise TornWeights(f"After the swap to weights {manifest.n}, vLLM does not serve them: {told} Restart this replica.")
-        self.version = manifest.n
+        self.version, self._swaps = manifest.n, self._swaps + 1
         self._engine.set_weight_version(str(manifest.n))
+        self._queue_anew()
         return Swapped(version=manifest.n, inflight=self.inflight, pause_s=time.perf_counter() - started)
 
     def probe(self, ids: list[int]) -> NDArray[np.float32]:
         assert not self._requests, "a probe wants the engine to itself"
         self._probes += 1
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-        self._engine.add_request(f"probe{self._probes}", _prompt(ids), params)
+        self._engine.add_request(f"probe{self._probes}", _prompt(ids, f"probe {self._probes}"), params)
         while True:
             for output in self._engine.step():
                 if output.finished:
@@ -139,6 +153,17 @@ class VllmEngine:
         self._engine.wake_up()
 
     # ---------------------------------------------------------------- one request
+    def _queue(self, request: Request) -> None:
+        self._engine.add_request(request.id, _prompt(request.prompt_ids, f"swap {self._swaps}"), self._sampling(request))
+
+    def _queue_anew(self) -> None:
+        """What has not written a token begins again: old weights may have filled a part of its prompt, or of its mates'."""
+        begun = self._engine.output_processor.request_states.values()
+        unwritten = [state.external_req_id for state in begun if state.is_prefilling]
+        self._engine.abort_request(unwritten)
+        for name in unwritten:
+            self._queue(self._requests[name])
+
     def _sampling(self, request: Request) -> Any:
         seed = int(np.random.SeedSequence(request.seed).generate_state(1, np.uint32)[0])
         return SamplingParams(
@@ -172,6 +197,15 @@ class VllmEngine:
             rows.append(sorted(unique.items(), key=lambda pair: -pair[1])[: self._k])
         table = np.array(rows, np.float64).reshape(len(rows), -1, 2)
         return table[..., 0].astype(np.int32), table[..., 1].astype(np.float16)
+
+
+def require_kernels(ops: Any) -> None:
+    """ConfigError when vLLM imported without its kernels for a CPU, which it only warns of."""
+    if not hasattr(ops, "init_cpu_memory_env"):
+        raise ConfigError(
+            "vLLM's kernels for this CPU did not load; what they want and a system may lack is libnuma.so.1. "
+            "Install it (Debian: apt install libnuma1)."
+        )
 
 
 class WeightTaker:
@@ -227,8 +261,9 @@ def _whole(name: str, kind: str, fresh: Mapping[str, Tensor]) -> Tensor | None:
     return torch.cat(found) if len(found) == len(parts) and found else None
 
 
-def _prompt(ids: Sequence[int] | NDArray[np.int32]) -> dict[str, list[int]]:
-    return {"prompt_token_ids": [int(i) for i in ids]}
+def _prompt(ids: Sequence[int] | NDArray[np.int32], salt: str) -> dict[str, Any]:
+    """Blocks of keys and values are shared under one salt only."""
+    return {"prompt_token_ids": [int(i) for i in ids], "cache_salt": salt}
 
 
 def _version(name: str) -> int:

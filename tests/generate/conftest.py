@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from streamopd.generate.decoder import _cache_argument
 from streamopd.generate.engine import Answer, Engine, Request
 from streamopd.generate.hf import HFEngine
 from streamopd.schemas import Weights
@@ -119,6 +120,7 @@ def student_logits(answer: Answer, models: dict[int, PreTrainedModel]) -> Tensor
         if span.kv == "recompute":
             cache = DynamicCache(config=config)
         known, upto = cache.get_seq_length(), len(prompt) + end - 1
-        out = models[span.version](input_ids=torch.tensor([fed[known:upto]]), cache=cache, use_cache=True)
+        model = models[span.version]
+        out = model(input_ids=torch.tensor([fed[known:upto]]), use_cache=True, **{_cache_argument(model): cache})
         rows.append(out.logits[0, -(end - span.start) :])
     return torch.cat(rows)

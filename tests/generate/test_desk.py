@@ -12,16 +12,17 @@ import pytest
 
 from streamopd import config as configs
 from streamopd.assets import resolve
-from streamopd.errors import SwapRefused
+from streamopd.errors import ConfigError, SwapRefused
 from streamopd.generate.engine import Request, Swapped
 from streamopd.generate.rest import Rest
 from streamopd.generate.scripted import ScriptedEngine
 from streamopd.grade.pool import GradingPool
 from streamopd.prompts.tokenizer import Tokenizer
-from streamopd.schemas import Array, Prompt, Weights
+from streamopd.schemas import Array, Prompt, Weights, encode
 from streamopd.services.generator import Desk
 from streamopd.slots import Linear, Method, OnPolicy, TeacherPrefix
 from streamopd.stream.memory import MemoryBroker, MemoryStore
+from streamopd.topology import Stage
 from streamopd.worker import Run, Worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
@@ -77,8 +78,9 @@ async def put(desk: Desk, n: int) -> None:
     desk.worker.weights, desk.worker.boot = Weights(run="r", boot="b", n=n, folder=f"w{n}"), "b"
 
 
-def question() -> Prompt:
-    return Prompt(id="p0", run="r", method="m", born_s=0.0, seq=0, prompt_ids=Array.of(np.array([1], np.int32), "int32"))
+def question(seq: int = 0, run: str = "r", method: str = "m", length: int = 1) -> Prompt:
+    ids = Array.of(np.ones(length, np.int32), "int32")
+    return Prompt(id=f"p{seq}", run=run, method=method, born_s=0.0, seq=seq, prompt_ids=ids)
 
 
 def write_something(engine: Engine) -> None:
@@ -151,3 +153,41 @@ async def test_an_engine_that_sleeps_is_woken_for_new_weights(desk: Desk, engine
     assert not engine.asleep
     kinds = [event.kind for _, event in await desk.worker.broker.events()]
     assert kinds[-2:] == ["sleep", "wake"]
+
+
+# ---------------------------------------------------------------- how much is taken: 8 slots; 2 answers of at most 6 + 4 tokens each
+def limited(tokens: int) -> configs.Config:
+    keys = ("group_size=2", "data.max_prompt_length=6", "generator.max_completion_length=4", f"generator.max_inflight_tokens={tokens}")
+    return configs.load("quickstart", keys)[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "length", "at_once"),
+    [
+        (0, 2, 8),   # all slots
+        (44, 2, 6),  # 24, then 12 as 20 are left; then 8 are left, and the next prompt could want 20
+        (20, 6, 2),  # one group is all that it admits
+        (20, 2, 2),  # and 8 tokens are no group
+    ],
+)
+async def test_no_more_is_taken_than_may_be_in_flight(desk: Desk, engine: Engine, limit: int, length: int, at_once: int) -> None:
+    desk.run.config = limited(limit)
+    broker, head = desk.worker.broker, (desk.run.id, desk.run.method.digest, length)
+    await broker.lead("b", 1, False)
+    assert await broker.rebuild("b", 1, 0, {}, desk.worker.weights) == "done"
+    assert await broker.issue("b", [(seq, encode(question(seq, *head))) for seq in range(6)]) == ["done"] * 6
+    most, handed = 0, 0
+    while handed < 6:
+        for _ in range(4):
+            await desk.admit()
+            assert not limit or engine.inflight_tokens <= limit
+        most = max(most, engine.inflight)
+        await desk.hand_finished(desk.decode_a_while())
+        handed += len(await broker.read(Stage.GENERATED, "teacher", 6))
+    assert most == at_once
+
+
+@pytest.mark.parametrize("tokens", [19, -1])
+def test_a_limit_under_which_no_group_fits_is_refused_with_both_numbers(tokens: int) -> None:
+    with pytest.raises(ConfigError, match=rf"max_inflight_tokens is {tokens}, and the answers to one prompt may come to 20 tokens"):
+        limited(tokens)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from streamopd.errors import ConfigError
+from streamopd.generate.engine import Request
 from streamopd.generate.open import open_engine
 from streamopd.generate.scripted import ScriptedEngine
 from streamopd.schemas import Finish, Span, Weights
+from streamopd.sync.swap import Loader
 
 from .conftest import answer_all, requests
 
@@ -65,3 +67,20 @@ def test_an_aborted_request_is_named() -> None:
     assert sorted(request.id for request in engine.abort()) == ["p0.0", "p1.0"]
     assert engine.free == 2
     np.testing.assert_allclose(engine.probe([1, 2, 3]), -np.log(19))
+
+
+@pytest.mark.parametrize("kind", ["scripted", "hf"])
+def test_tokens_in_flight_are_those_that_wait_or_are_being_written(kind: str, folder: Path) -> None:
+    engine = open_engine(kind, folder=folder, stop_ids=(), loader=Loader(), max_inflight=8)
+    first, later = requests(3, max_new=3), requests(4, max_new=9, first=3)
+    of = {name: sum(len(request.prompt_ids) + request.max_new for request in some) for name, some in (("first", first), ("later", later))}
+    engine.admit([*first, Request("bad", np.zeros(0, np.int32), (0,), 5)])
+    assert engine.inflight_tokens == of["first"], "what waits counts, what is refused does not"
+    engine.step()
+    engine.admit(later)
+    assert engine.inflight_tokens == of["first"] + of["later"]
+    engine.step()
+    engine.step()
+    assert engine.inflight_tokens == of["later"]
+    engine.abort()
+    assert engine.inflight_tokens == 0
