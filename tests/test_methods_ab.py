@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.methods_ab import ANSWERS, BASELINES, METHODS, page, settings
+from benchmarks.methods_ab import ANSWERS, BASELINES, LOWER, METHODS, RATE, page, settings
 from streamopd.config import load
 
 
@@ -37,4 +37,6 @@ def test_every_method_is_given_as_many_answers_a_step() -> None:
         config, _ = load("recipes/quickstart.toml", settings(name, seed=1, steps=150))
         assert (config.method, config.seed, config.learn.max_steps) == (name, 1, 150)
         assert config.group_size * config.learn.groups_per_step == ANSWERS
+        assert config.learn.lr == LOWER.get(name, RATE)
+    assert load("recipes/quickstart.toml", [])[0].learn.lr == RATE, "the quickstart's"
     assert load("recipes/quickstart.toml", settings("grpo", 0, 150))[0].group_size == 8
