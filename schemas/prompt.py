@@ -28,3 +28,4 @@ class Prompt(Struct, array_like=True, omit_defaults=True, frozen=True, kw_only=T
     teacher_id: str = "default"         # who scores the answer
     teacher_prompt_ids: Array | None = None  # int32 [Q]  the teacher's own context; None: the same as the student's
     meta: dict[str, str] = {}           # of the dataset, untouched (a grader may read it)
+    gold_ids: Array | None = None       # int32 [G]  the dataset's own answer, a stop id at its end; None: the method asks for none

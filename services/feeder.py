@@ -17,7 +17,8 @@ async def main(run: Run, worker: Worker) -> None:
     config = run.config
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
     dataset, renderer = open_questions(
-        config.data, config.seed, config.passes, resolve(config.student.model), contexts, run.id, run.method.digest
+        config.data, config.seed, config.passes, resolve(config.student.model), contexts, run.id, run.method.digest,
+        config.generator.max_completion_length if run.method.needs_gold else 0,
     )
     async with singleton(worker):
         while True:

@@ -65,9 +65,9 @@ def engine_values(run: Run, tokenizer: Tokenizer) -> dict[str, object]:
     )
 
 
-def behaviour_under(run: Run, version: int) -> Behaviour:
+def behaviour_under(run: Run, version: int, stage: int = 0) -> Behaviour:
     """What an answer is begun under, while weights `version` are served."""
-    return run.method.at(progress_of(version, run.config.learn.max_steps)).behaviour
+    return run.method.at(progress_of(version, run.config.learn.max_steps), stage).behaviour
 
 
 class Desk:
@@ -253,7 +253,7 @@ class Desk:
 
     def _note_swap(self, newest: Weights, seconds: float, inflight: int) -> None:
         self.served = (newest.boot, newest.n)
-        self.behaviour = behaviour_under(self.run, newest.n)
+        self.behaviour = behaviour_under(self.run, newest.n, newest.stage)
         self.worker.version, self.worker.behind = newest.n, ""
         self._count("swaps", 1)
         self._count("swaps_in_flight", 1 if inflight else 0)

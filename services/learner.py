@@ -37,7 +37,8 @@ async def main(run: Run, worker: Worker) -> None:
 
     async def publish_weights(boot: str, n: int) -> Weights:
         return await worker.compute(
-            publish, run.id, boot, n, trainer.published(), source, run.weights_dir, config.sync.keep_versions, config.sync.fsync, form
+            publish, run.id, boot, n, trainer.published(), source, run.weights_dir, config.sync.keep_versions, config.sync.fsync, form,
+            trainer.course.stage,
         )
 
     durable = await worker.broker.durable()

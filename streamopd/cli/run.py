@@ -107,10 +107,11 @@ def preflight(config: Config, folder: Path) -> None:
     from streamopd.prompts.open import open_questions
 
     contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
-    dataset, renderer = open_questions(config.data, config.seed, config.passes, student, contexts, "preflight", method.digest)
+    gold = config.generator.max_completion_length if method.needs_gold else 0
+    dataset, renderer = open_questions(config.data, config.seed, config.passes, student, contexts, "preflight", method.digest, gold)
     panel.refuse_named(dataset.teacher_ids)
     renderer.check(dataset.distinct())
-    renderer.check(dataset.heldout)
+    renderer.check(dataset.heldout, gold=False)
     load_grader(grader)
     _room_to_begin(config, folder)
     _same_run(config, folder)

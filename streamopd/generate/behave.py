@@ -15,7 +15,7 @@ from torch import Tensor
 from streamopd.slots import Behaviour, Coin, GeometricBlend, Interleave, Mixture
 
 from .commission import plain
-from .kernel import invert_cdf
+from .kernel import invert_cdf, kernel_logp
 
 HALVINGS = 24  # of [0, 1]: β to 6e-8
 
@@ -49,8 +49,16 @@ def draw(behaviour: Behaviour, p_BV: Tensor, q_BV: Tensor, handed_B: Tensor, uni
     return Drawn(ids_B, _of(mu_BV, ids_B), handed_B)
 
 
+def given_logp(logits_BV: Tensor, ids_B: Tensor, temperature: float) -> Tensor:
+    """Log-probs [B] of ids that nobody drew, under the student's kernel before top-p, which may leave them out.
+
+    Temperature 0: at temperature 1, as of what is drawn.
+    """
+    return _of(kernel_logp(logits_BV, temperature or 1.0, 1.0), ids_B)
+
+
 def kernel_of(behaviour: Behaviour, temperature: float, top_p: float) -> tuple[float, float]:
-    """(temperature, top-p) that an answer is said to have: top-p never cuts what a teacher writes alone."""
+    """(temperature, top-p) that an answer is said to have: top-p never cuts what a teacher or the dataset writes alone."""
     if isinstance(behaviour, Coin):
         return 0.0 if behaviour.greedy else temperature, 1.0
     return temperature, top_p

@@ -60,7 +60,7 @@ class Coauthor:
 
     def seat(self, slots: Sequence[int], requests: Sequence[Request]) -> None:
         """Read the contexts of those requests that need the teacher, all but their last id, which is fed at the first step."""
-        joining = {slot: _seat(r) for slot, r in zip(slots, requests, strict=True) if r.behaviour.teacher}
+        joining = {slot: _seat(r) for slot, r in zip(slots, requests, strict=True) if r.behaviour.author == "teacher"}
         if joining:
             self._decoder.make_room(max(len(seat.context) + seat.until for seat in joining.values()))
             self._decoder.fill({slot: seat.context[:-1] for slot, seat in joining.items()})

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamopd.config import Teacher
 from streamopd.errors import ConfigError
-from streamopd.schemas import Prompt
+from streamopd.schemas import Array, Prompt
 from streamopd.slots import (
     Behaviour,
     Coin,
     GeometricBlend,
+    Members,
     Method,
     Mixture,
     OnPolicy,
-    TeacherMembers,
     TeacherPrefix,
     Until,
 )
@@ -31,16 +32,18 @@ def commission(prompt: Prompt, behaviour: Behaviour, *, count: int, run_seed: in
 
     An answer keeps what it was begun under, whatever is swapped in before it ends.
     """
-    ids, context = np.asarray(prompt.prompt_ids.numpy()), prompt.teacher_prompt_ids
-    seeds = [(run_seed, prompt.seq, index) for index in range(count)]
-    return [
-        Request(
-            id=f"{prompt.id}.{index}", prompt_ids=ids, seed=seed, max_new=horizon(behaviour, max_new),
-            behaviour=of_answer(behaviour, seed, index, count),
-            teacher_prompt_ids=None if context is None else np.asarray(context.numpy()),
-        )
-        for index, seed in enumerate(seeds)
-    ]
+    ids, context, gold = (_ids(array) for array in (prompt.prompt_ids, prompt.teacher_prompt_ids, prompt.gold_ids))
+    assert ids is not None
+    requests = []
+    for index in range(count):
+        seed = (run_seed, prompt.seq, index)
+        own = of_answer(behaviour, seed, index, count)
+        written = gold if own.author == "gold" else None
+        requests.append(Request(
+            id=f"{prompt.id}.{index}", prompt_ids=ids, seed=seed, behaviour=own, teacher_prompt_ids=context, gold_ids=written,
+            max_new=horizon(behaviour, max_new) if written is None else len(written),
+        ))
+    return requests
 
 
 def horizon(behaviour: Behaviour, max_new: int) -> int:
@@ -49,7 +52,7 @@ def horizon(behaviour: Behaviour, max_new: int) -> int:
 
 
 def of_answer(behaviour: Behaviour, seed: tuple[int, ...], index: int, count: int) -> Behaviour:
-    """What answer `index` of `count` is written under: `Coin(student=0)`, a coin thrown, is the teacher's whole answer.
+    """What answer `index` of `count` is written under: `Coin(student=0)`, a coin thrown, is its author's whole answer.
 
     A behaviour that has moved to where it adds nothing is OnPolicy: no teacher is asked any more.
     """
@@ -60,10 +63,14 @@ def of_answer(behaviour: Behaviour, seed: tuple[int, ...], index: int, count: in
             return OnPolicy()
         case Coin():
             to_student = uniforms(seed, 1, COIN)[0] < plain(behaviour.student)
-            return OnPolicy() if to_student else Coin(student=0.0, greedy=behaviour.greedy)
-        case TeacherMembers():
-            return OnPolicy() if index < count - behaviour.count else Coin(student=0.0)
+            return OnPolicy() if to_student else Coin(student=0.0, greedy=behaviour.greedy, author=behaviour.author)
+        case Members():
+            return OnPolicy() if index < count - behaviour.count else Coin(student=0.0, author=behaviour.author)
     return behaviour
+
+
+def _ids(array: Array | None) -> NDArray[np.int32] | None:
+    return None if array is None else np.asarray(array.numpy())
 
 
 def plain(number: Scalar) -> float:
@@ -76,7 +83,7 @@ def writing_teacher(method: Method, engine: str, temperature: float, teachers: M
     """The id of the teacher that sits in the generator, "" when the method writes without one; ConfigError when it cannot sit there."""
     if not method.needs_writing_teacher:
         return ""
-    names = " and ".join(sorted({type(behaviour).__name__ for behaviour in method.behaviours if behaviour.teacher}))
+    names = " and ".join(sorted({type(behaviour).__name__ for behaviour in method.behaviours if behaviour.author == "teacher"}))
     wish = f'method = "{method.name}" writes with a teacher inside the generator (behaviour {names})'
     if engine != "hf":
         raise ConfigError(f'{wish}, but generator.engine = "{engine}" has no place for one. Set it to "hf".')

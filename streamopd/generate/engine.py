@@ -11,7 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from streamopd.schemas import Array, Author, Finish, Outcome, Rollout, Span, TopK, Weights
-from streamopd.slots import Behaviour, Coin, OnPolicy, TeacherMembers, Until
+from streamopd.slots import Behaviour, Coin, Members, OnPolicy, Until
 
 
 class Request(Struct, frozen=True):
@@ -23,10 +23,12 @@ class Request(Struct, frozen=True):
     max_new: int                         # tokens at most
     behaviour: Behaviour = OnPolicy()    # of this one answer: what concerns a group is settled before, see commission.py
     teacher_prompt_ids: NDArray[np.int32] | None = None  # [Q], Q >= 1  what a teacher that writes sees; None: prompt_ids
+    gold_ids: NDArray[np.int32] | None = None            # [max_new]  what is written whatever the student would; None: it is free
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.behaviour, Until | TeacherMembers) or (isinstance(self.behaviour, Coin) and self.behaviour.student != 0)
+        whole = isinstance(self.behaviour, Until | Members) or (isinstance(self.behaviour, Coin) and self.behaviour.student != 0)
         assert not whole, f"{self.behaviour} is of a group, not of one answer"
+        assert (self.behaviour.author == "gold") == (self.gold_ids is not None), f"{self.behaviour}, and gold is {self.gold_ids}"
 
     @property
     def tokens(self) -> int:

@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from streamopd.schemas import Finish, Weights
 
-from .behave import kernel_of
+from .behave import given_logp, kernel_of
 from .coauthor import Coauthor
 from .coming import Coming, Loader
 from .decoder import Decoder
@@ -159,8 +160,8 @@ class HFEngine:
         return kernel_of(request.behaviour, self.temperature, self._top_p)
 
     def _unservable(self, request: Request) -> str:
-        error = unreadable(request.prompt_ids, request.max_new, len(self._is_stop), self._positions)
-        if error or not request.behaviour.teacher:
+        error = unreadable(request.prompt_ids, request.max_new, len(self._is_stop), self._positions, given=request.gold_ids)
+        if error or request.behaviour.author != "teacher":
             return error
         assert self._coauthor is not None, f"{request.behaviour} needs a teacher, and this engine was opened without one"
         return self._coauthor.unservable(request)
@@ -191,6 +192,15 @@ class HFEngine:
         if self._k:
             ids_BK, logp_BK = top_k(logits_BV, self._k)
             self._ledger.write_topk(ids_BK.cpu().numpy(), logp_BK.cpu().numpy())
+        ids_B, logp_B, by_teacher_B = self._draw(ids_B, logits_BV)
+        if given := self._ledger.dictated(rows):
+            taken, ids = list(given), torch.tensor(list(given.values()), device=logits_BV.device)
+            ids_B[taken], logp_B[taken] = ids.cpu(), given_logp(logits_BV[taken], ids, self.temperature).cpu()
+        return ids_B, logp_B, by_teacher_B
+
+    def _draw(self, ids_B: NDArray[np.int64], logits_BV: Tensor) -> Written:
+        """The next token of every row; `ids_B` was fed, `logits_BV` is what the student said."""
+        rows = len(ids_B)
         uniform_B = torch.from_numpy(self._ledger.draws(rows)).to(logits_BV.device)
         if self._coauthor and any(seats := self._coauthor.at_work(self._ledger.written(rows))):
             kernel = self.temperature, self._top_p
@@ -222,7 +232,7 @@ class HFEngine:
         fields = self._ledger.read(slot, self._ledger.length(slot) - 1)  # the last token was drawn from nonsense
         self._decoder.clear(slot)
         request = self._leave(slot, broken=True)
-        beside = ", or the teacher's beside it," if request.behaviour.teacher else ""
+        beside = ", or the teacher's beside it," if request.behaviour.author == "teacher" else ""
         error = f"The model's logits under weights {self.version}{beside} are not finite."
         return error_answer(request, error, *self._kernel(request), **fields)
 

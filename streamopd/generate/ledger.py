@@ -76,6 +76,13 @@ class Ledger:
         """The uniform that decides each row's next token, [B]."""
         return self.uniform[np.arange(rows), self.written(rows)]
 
+    def dictated(self, rows: int) -> dict[int, int]:
+        """The next id of each row that writes what it is given."""
+        return {
+            row: int(request.gold_ids[self.length(row)])
+            for row, request in enumerate(self.requests[:rows]) if request is not None and request.gold_ids is not None
+        }
+
     def write(
         self, ids_B: NDArray[np.int64], logp_B: NDArray[np.float32], by_teacher_B: NDArray[np.bool_] | None = None
     ) -> None:
@@ -111,12 +118,13 @@ class Ledger:
 
     def read(self, slot: int, length: int) -> dict[str, Any]:
         """The first `length` tokens that a slot wrote, as an Answer's fields."""
-        start = int(self.prompt_lengths[slot])
+        start, request = int(self.prompt_lengths[slot]), self.requests[slot]
+        given = request is not None and request.gold_ids is not None
         fields: dict[str, Any] = {
             "completion_ids": self.ids[slot, start : start + length].astype(np.int32),
             "logprobs": self.logprobs[slot, :length].copy(),
             "spans": [span for span in self.spans[slot] if span.start < length],
-            "authors": authors(self.by_teacher[slot, :length]),
+            "authors": [Author(0, "gold")] if given else authors(self.by_teacher[slot, :length]),
         }
         if self.topk_ids.shape[-1]:
             fields["topk_ids"] = self.topk_ids[slot, :length].copy()

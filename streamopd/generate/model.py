@@ -35,12 +35,15 @@ def positions(model: PreTrainedModel) -> int:
     return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 60)
 
 
-def unreadable(ids: NDArray[np.int32], max_new: int, vocab: int, longest: int, who: str = "model") -> str:
-    """Why a model of `vocab` ids and `longest` positions cannot write `max_new` tokens after `ids`; "" when it can."""
+def unreadable(
+    ids: NDArray[np.int32], max_new: int, vocab: int, longest: int, who: str = "model", given: NDArray[np.int32] | None = None
+) -> str:
+    """Why a model of `vocab` ids and `longest` positions cannot write `max_new` tokens after `ids`, or those `given`; "" when it can."""
     if len(ids) == 0 or max_new < 1:
         return f"A request of {len(ids)} prompt tokens and at most {max_new} new ones has nothing to write."
-    if ids.min() < 0 or ids.max() >= vocab:
-        return f"The prompt holds ids from {ids.min()} to {ids.max()}; the {who} has {vocab} of them."
+    for what, some in (("prompt", ids), ("gold answer", ids if given is None else given)):
+        if some.min() < 0 or some.max() >= vocab:
+            return f"The {what} holds ids from {some.min()} to {some.max()}; the {who} has {vocab} of them."
     if len(ids) + max_new > longest:
         return f"{len(ids)} prompt and {max_new} new tokens are more than the {who}'s {longest} positions."
     return ""

@@ -69,7 +69,7 @@ class ScriptedEngine:
 
     def admit(self, requests: Sequence[Request]) -> None:
         assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
-        assert not any(request.behaviour.teacher for request in requests), "this engine has no teacher beside it"
+        assert not any(request.behaviour.author for request in requests), "this engine lets nobody but the student write"
         for request in requests:
             if len(request.prompt_ids) == 0 or request.max_new < 1:
                 error = f"A request of {len(request.prompt_ids)} prompt tokens and at most {request.max_new} new ones."

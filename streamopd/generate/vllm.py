@@ -98,7 +98,7 @@ class VllmEngine:
 
     def admit(self, requests: Sequence[Request]) -> None:
         assert len(requests) <= self.free, f"{len(requests)} requests for {self.free} free slots"
-        assert not any(request.behaviour.teacher for request in requests), "this engine has no teacher beside it"
+        assert not any(request.behaviour.author for request in requests), "this engine lets nobody but the student write"
         for request in requests:
             if request.tokens > self._longest:
                 error = f"{len(request.prompt_ids)} + {request.max_new} tokens are more than the model's {self._longest}"

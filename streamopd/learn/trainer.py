@@ -19,6 +19,7 @@ from streamopd.schemas import Batch, Fate
 from streamopd.slots import Method, progress_of
 
 from .collate import MicroBatch, collate, told_by_all
+from .course import STAGE, VALUES, Course
 from .hearing import hear, load_head
 from .known import known_of
 from .monitors import Tokens, describe_answers, describe_rows
@@ -65,7 +66,7 @@ class Trainer:
         torch.manual_seed(seed)  # adapters begin at random
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.student = Student(folder, dtype, adapter, device)
-        self.method = method
+        self.method, self.course = method, Course(method)
         self.schedule, self.adam = schedule, adam
         self.stop_ids, self.pad_id, self.max_age = tuple(stop_ids), pad_id, max_age
         self.micro_batch_tokens = micro_batch_tokens
@@ -92,6 +93,9 @@ class Trainer:
             metrics |= self._learn(batch.n, found.rows)
             cuts.append(perf_counter())
             metrics |= self._update(batch.n, found.rows)
+        if self.method.stages:
+            metrics["stage"] = float(self.method.stage_at(self._progress(batch.n), self.course.stage))
+        self.course.note(self._progress(batch.n), metrics)
         cuts.append(perf_counter())
         seconds = dict(zip(("sort", "learn", "update"), np.diff([began, *cuts]).tolist(), strict=False))
         return _report(found, metrics, seconds)
@@ -116,7 +120,10 @@ class Trainer:
         return figures | ({"overlap_ratio": float(torch.cat(overlaps).mean())} if overlaps[0] is not None else {})  # type: ignore[arg-type]
 
     def _method_at(self, n: int) -> Method:
-        return self.method.at(progress_of(n, self.schedule.max_steps))
+        return self.course.at(self._progress(n))
+
+    def _progress(self, n: int) -> float:
+        return progress_of(n, self.schedule.max_steps)
 
     def _micro_batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], MicroBatch]]:
         told = told_by_all(rows)
@@ -245,7 +252,7 @@ class Trainer:
         return 3 * sum(p.nbytes for p in self.parameters.values()) + (1 << 16)
 
     def save(self, folder: Path) -> None:
-        """What a checkpoint holds: trained parameters, optimizer moments, RNG. Frozen weights stay in the student's folder."""
+        """What a checkpoint holds: trained parameters, optimizer moments, RNG, the course. Frozen weights stay in the student's folder."""
         save_file(self._state(), folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
@@ -261,13 +268,15 @@ class Trainer:
                     moments = {m: file.get_tensor(f"{m}/{name}").clone().to(parameter.device) for m in MOMENTS}
                     self.optimizer.state[parameter] = moments
             torch.set_rng_state(file.get_tensor("rng").clone())
+            if STAGE in names:
+                self.course.load({name: file.get_tensor(name) for name in (STAGE, VALUES)})
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"param/{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for moment in MOMENTS if parameter in self.optimizer.state else ():
                 state[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
-        return state | {"rng": torch.get_rng_state()}
+        return state | {"rng": torch.get_rng_state()} | self.course.state()
 
     def _refuse_other_shapes(self, folder: Path, saved: dict[str, tuple[int, ...]]) -> None:
         mine = {f"param/{name}": tuple(p.shape) for name, p in self.parameters.items()}

@@ -1,4 +1,4 @@
-"""GKD (arXiv 2306.13649): any divergence between the token distributions, on a mixture of the student's text and others'.
+"""GKD (arXiv 2306.13649): any divergence between the token distributions, on a mixture of the student's text and the teacher's.
 
     L = β KL(q‖m) + (1−β) KL(p‖m),   m = β q + (1−β) p,   β = .5;   the student's own text with probability λ = .5
 """
@@ -10,7 +10,7 @@ GKD = Method(
     summary="generalised Jensen–Shannon divergence, half of the answers the student's",
     paper="arXiv 2306.13649",
     formula="β KL(q‖m) + (1−β) KL(p‖m),  m = β q + (1−β) p",
-    note="The union support gives a bound, the coin falls for each answer, and the other half is the teacher's text, not a dataset's.",
+    note="A bound on the union support; the coin falls for each answer, not each step; with the dataset's text it is `gkd_gold`.",
     suggests=(("generator.temperature", "0.9"),),
     behaviour=Coin(student=0.5),
     branches=(Branch(support=Union(student_k=16, teacher_k=64, remainder="tail"), loss=JSD(beta=0.5)),),

@@ -38,7 +38,7 @@ class ChainSum(Struct, frozen=True, kw_only=True):
             move = _draw_move(rng, total)
             total += int(move)
             text += move
-        return Question(f"{text}=", solution=str(total))
+        return Question(f"{text}=", solution=str(total), completion=work_out(text))
 
 
 def work_out(question: str) -> str:

@@ -13,10 +13,14 @@ from streamopd.schemas import Turn
 
 
 def open_questions(
-    data: Data, seed: int, passes: int, student: Path, contexts: Mapping[str, Sequence[Turn]], run: str, method: str
+    data: Data, seed: int, passes: int, student: Path, contexts: Mapping[str, Sequence[Turn]], run: str, method: str,
+    max_gold_length: int = 0,
 ) -> tuple[Dataset, Renderer]:
-    """The dataset under `seed`, and the renderer of its questions for `student` and each teacher's own context."""
+    """The dataset under `seed`, and the renderer of its questions for `student` and each teacher's own context.
+
+    `max_gold_length` tokens at most have the data's own answers; 0: they are not asked for.
+    """
     dataset = open_dataset(data, seed, passes)
     tokenizer = Tokenizer.open(student)
     turns = {teacher_id: list(context) for teacher_id, context in contexts.items()}
-    return dataset, Renderer(tokenizer, run, method, turns, data.system_prompt, data.max_prompt_length)
+    return dataset, Renderer(tokenizer, run, method, turns, data.system_prompt, data.max_prompt_length, max_gold_length)

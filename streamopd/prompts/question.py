@@ -17,6 +17,7 @@ class Question(Struct, frozen=True, omit_defaults=True):
     teacher_id: str = "default"
     meta: dict[str, str] = {}            # what else the source says, for graders
     messages: tuple[Turn, ...] = ()      # a conversation that ends before the answer; () = only `text`
+    completion: str | None = None        # the source's own answer, to learn from; None: it has none
 
     @property
     def key(self) -> Any:

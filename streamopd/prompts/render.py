@@ -8,12 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from streamopd.errors import ConfigError, UserError
 from streamopd.schemas import Array, Prompt, Turn
 
+from .gold import gold_ids
 from .question import Question
 from .tokenizer import Tokenizer
 
 
 class Renderer:
-    """Renders the questions of one run, for the student and for teachers with a context of their own."""
+    """Renders the questions of one run, for the student and for teachers with a context of their own.
+
+    `max_gold_length` is what an answer of the data's own may have, in tokens; 0: the method asks for none.
+    """
 
     def __init__(
         self,
@@ -23,6 +27,7 @@ class Renderer:
         teacher_prompts: Mapping[str, Sequence[Turn]],
         system_prompt: str,
         max_prompt_length: int,
+        max_gold_length: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.run = run
@@ -30,10 +35,14 @@ class Renderer:
         self.teacher_prompts = {teacher: tuple(turns) for teacher, turns in teacher_prompts.items() if turns}
         self.system = (Turn("system", system_prompt),) if system_prompt else ()
         self.max_prompt_length = max_prompt_length
+        self.max_gold_length = max_gold_length
         self._refuse_turns_without_template()
 
-    def prompt(self, seq: int, question: Question) -> Prompt:
-        """The Prompt of question `seq`. UserError when it is longer than `max_prompt_length`."""
+    def prompt(self, seq: int, question: Question, *, gold: bool = True) -> Prompt:
+        """The Prompt of question `seq`. UserError when it is too long, or has not the answer that the method asks for.
+
+        `gold` = False: nothing will be learnt from it, so that none is wanted.
+        """
         ids = self._student_ids(question)
         if len(ids) > self.max_prompt_length:
             raise UserError(
@@ -53,12 +62,16 @@ class Renderer:
             teacher_id=question.teacher_id,
             teacher_prompt_ids=None if teacher_ids is None else Array.of(teacher_ids, "int32"),
             meta=question.meta,
+            gold_ids=self._gold_ids(seq, question) if gold and self.max_gold_length else None,
         )
 
-    def check(self, questions: Iterable[Question]) -> None:
-        """Render each once, so that one that is too long or that the template refuses is told before the run."""
+    def check(self, questions: Iterable[Question], *, gold: bool = True) -> None:
+        """Render each once, so that what is too long, is missing or is refused by the template is told before the run."""
         for number, question in enumerate(questions):
-            self.prompt(number, question)
+            self.prompt(number, question, gold=gold)
+
+    def _gold_ids(self, seq: int, question: Question) -> Array:
+        return Array.of(gold_ids(seq, question, self.tokenizer, self.max_gold_length), "int32")
 
     def _student_ids(self, question: Question) -> list[int]:
         if not question.messages and not self.tokenizer.has_chat_template:

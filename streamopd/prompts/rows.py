@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Columns(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str = "prompt"
     messages: str = "messages"
+    completion: str = "completion"
     solution: str = "solution"
     teacher_id: str = "teacher_id"
     weight: str = "weight"
@@ -116,8 +117,8 @@ def _hub_rows(name: str, subset: str) -> Iterator[Row]:
 # ---------------------------------------------------------------- one row
 def _to_question(where: str, row: Mapping[str, Any], columns: Columns) -> Weighted:
     """Columns without a meaning of their own become `meta`, for graders."""
-    messages = _messages(where, row.get(columns.messages))
-    used = {columns.prompt, columns.messages, columns.solution, columns.teacher_id, columns.weight}
+    messages, answer = _split(_turns(where, row.get(columns.messages)))
+    used = {columns.prompt, columns.messages, columns.completion, columns.solution, columns.teacher_id, columns.weight}
     solution = row.get(columns.solution)
     question = Question(
         text=_last_question(where, messages) if messages else _prompt(where, row, columns),
@@ -125,6 +126,7 @@ def _to_question(where: str, row: Mapping[str, Any], columns: Columns) -> Weight
         teacher_id=str(row.get(columns.teacher_id) or "default"),
         meta={key: _as_text(value) for key, value in row.items() if key not in used and value is not None},
         messages=messages,
+        completion=_completion(where, row.get(columns.completion), columns.completion) or answer,
     )
     return Weighted(question, _weight(where, row.get(columns.weight)))
 
@@ -143,18 +145,34 @@ def _prompt(where: str, row: Mapping[str, Any], columns: Columns) -> str:
     return text
 
 
-def _messages(where: str, value: Any) -> tuple[Turn, ...]:
-    """The turns up to the question. A last assistant turn is somebody else's answer: it is left out."""
+def _completion(where: str, value: Any, column: str) -> str | None:
+    """The row's own answer: a text, or as TRL has it of conversations, one turn of an assistant. None: it has none."""
+    if value is None or isinstance(value, str):
+        return value or None
+    turns = _turns(where, value, column)
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise UserError(f"{where}: {column} is {_shorten(value)}; it is a text, or one message of the role assistant.")
+    return turns[0].content or None
+
+
+def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
+    """The turns up to the question, and the answer where a last assistant turn is one."""
+    if turns and turns[-1].role == "assistant":
+        return tuple(turns[:-1]), turns[-1].content or None
+    return tuple(turns), None
+
+
+def _turns(where: str, value: Any, column: str = "messages") -> list[Turn]:
     if value is None:
-        return ()
+        return []
     try:
         turns = [Turn(turn["role"], turn["content"]) for turn in value]
     except (TypeError, KeyError):
-        raise UserError(f"{where}: messages is {_shorten(value)}, not a list of {{role, content}}.") from None
+        raise UserError(f"{where}: {column} is {_shorten(value)}, not a list of {{role, content}}.") from None
     for turn in turns:
         if not isinstance(turn.role, str) or not isinstance(turn.content, str):
             raise UserError(f"{where}: a message of role {turn.role!r} has the content {_shorten(turn.content)}, not a text.")
-    return tuple(turns[:-1] if turns and turns[-1].role == "assistant" else turns)
+    return turns
 
 
 def _last_question(where: str, messages: Iterable[Turn]) -> str:

@@ -47,6 +47,11 @@ class Tokenizer:
         """Ids of `text`, with the special tokens that the tokenizer itself adds (a BOS, where it has one)."""
         return list(self._core.encode(text).ids)
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer that ends: no special tokens before it, and a stop id at its end unless its text ends with one."""
+        ids = list(self._core.encode(text, add_special_tokens=False).ids)
+        return ids if ids and ids[-1] in self.stop_ids else [*ids, self.end_id]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self._core.decode(list(ids), skip_special_tokens=True))
@@ -82,6 +87,12 @@ class Tokenizer:
                 "nor config.json, and tokenizer_config.json has no known eos_token. Add eos_token_id to generation_config.json."
             )
         return tuple(ids) if isinstance(ids, list) else (ids,)
+
+    @cached_property
+    def end_id(self) -> int:
+        """The stop id that an answer is given where it has none: the tokenizer's EOS where it is one of them, else the first."""
+        eos = self._special_id("eos_token")
+        return eos if eos in self.stop_ids else self.stop_ids[0]
 
     @cached_property
     def pad_id(self) -> int:

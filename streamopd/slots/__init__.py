@@ -9,10 +9,10 @@ from .behaviour import (
     Coin,
     GeometricBlend,
     Interleave,
+    Members,
     Mixture,
     OnPolicy,
     SwitchAtSpike,
-    TeacherMembers,
     TeacherPrefix,
     Until,
 )
@@ -44,6 +44,7 @@ from .loss import (
     TotalVariation,
 )
 from .method import AGREEMENT_K, Branch, EvidenceRequest, Method, Stage, summed_over
+from .plateau import Plateau
 from .pool import OWN_START, Pool, Routed, Teachers
 from .route import (
     Always,
@@ -158,6 +159,7 @@ __all__ = [
     "LogRatio",
     "Loss",
     "MarginShift",
+    "Members",
     "Method",
     "Mixture",
     "Modulate",
@@ -170,6 +172,7 @@ __all__ = [
     "OutcomeGate",
     "PassBetween",
     "PassRate",
+    "Plateau",
     "Pool",
     "Population",
     "Power",
@@ -201,7 +204,6 @@ __all__ = [
     "Teacher",
     "TeacherAccepts",
     "TeacherEntropy",
-    "TeacherMembers",
     "TeacherPrefers",
     "TeacherPrefix",
     "TeacherRatio",

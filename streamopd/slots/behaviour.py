@@ -1,12 +1,12 @@
-"""Behaviour: who writes an answer, token by token. All but the first need a teacher inside the generator.
+"""Behaviour: who writes an answer, token by token. A teacher that writes sits inside the generator.
 
 p the student's kernel, q the teacher's. `logprobs` of a rollout are those of the kernel that really sampled, and its
-`authors` say who wrote which tokens.
+`authors` say who wrote which tokens. Gold is the dataset's own answer: nobody sampled it, and its log-probs are p's.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .slot import Scalar, Slot
 
@@ -14,19 +14,24 @@ from .slot import Scalar, Slot
 class Behaviour(Slot, frozen=True):
     """Base of the settings below."""
 
-    teacher: ClassVar[bool] = True  # whether a teacher must sit in the generator
+    alone: ClassVar[bool] = False  # whether nobody but the student writes
+
+    @property
+    def author(self) -> Literal["", "teacher", "gold"]:
+        """Who writes beside the student; "": nobody."""
+        return "" if self.alone else "teacher"
 
 
 class OnPolicy(Behaviour, frozen=True):
     """The student, alone."""
 
-    teacher: ClassVar = False
+    alone: ClassVar = True
 
 
 class Until(Behaviour, frozen=True):
     """The student, for so many tokens (ESR, arXiv 2605.27028)."""
 
-    teacher: ClassVar = False
+    alone: ClassVar = True
     tokens: Scalar = 100.0
 
 
@@ -63,19 +68,28 @@ class TeacherPrefix(Behaviour, frozen=True):
 
 
 class Coin(Behaviour, frozen=True):
-    """Each answer by the student with this probability, by the teacher otherwise (GKD's λ, arXiv 2306.13649); 0: the teacher's
-    own text. `greedy`: its likeliest (SeqKD, arXiv 1606.07947)."""
+    """Each answer by the student with this probability, otherwise by the teacher, or "gold": the dataset (GKD's λ, arXiv
+    2306.13649); 0: never by the student. `greedy`: the teacher's likeliest (SeqKD, arXiv 1606.07947)."""
 
     student: Scalar = 0.5
     greedy: bool = False
+    author: Literal["teacher", "gold"] = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.greedy and self.author == "gold":
+            raise ValueError(f"A dataset's answer is not drawn, greedily or otherwise: {self}. Leave `greedy` out.")
 
 
-class TeacherMembers(Behaviour, frozen=True):
-    """The last `count` answers of each group are the teacher's (LUFFY, arXiv 2504.14945)."""
+class Members(Behaviour, frozen=True):
+    """The last `count` answers of each group are the teacher's (LUFFY, arXiv 2504.14945), or the last one is "gold": the
+    dataset's (Stable-OPD, arXiv 2604.08527)."""
 
+    author: Literal["teacher", "gold"] = "teacher"
     count: int = 1
 
+    def __post_init__(self) -> None:
+        if self.count > 1 and self.author == "gold":
+            raise ValueError(f"A dataset has one answer to a prompt, and `count` is {self.count}: {self}. Set it to 1.")
 
-AnyBehaviour = (
-    OnPolicy | Until | Mixture | GeometricBlend | Interleave | SwitchAtSpike | TeacherPrefix | Coin | TeacherMembers
-)
+
+AnyBehaviour = OnPolicy | Until | Mixture | GeometricBlend | Interleave | SwitchAtSpike | TeacherPrefix | Coin | Members

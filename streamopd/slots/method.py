@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from .age import AgeWeight, NoAgeWeight
-from .behaviour import AnyBehaviour, Behaviour, OnPolicy, TeacherMembers
+from .behaviour import AnyBehaviour, Behaviour, Members, OnPolicy
 from .correction import Correction, NoCorrection
 from .loss import (
     Advantage,
@@ -25,8 +25,9 @@ from .loss import (
     ReferenceKL,
     ReverseKL,
 )
+from .plateau import Plateau
 from .pool import Routed, Teachers
-from .route import Always, Correct, Incorrect, When
+from .route import Always, Correct, Incorrect, When, WrittenBy
 from .select import Everything, Select
 from .shape import Baseline, MarginShift, OutcomeGate, Shape
 from .slot import Scalar, Slot, inside, settled
@@ -94,11 +95,12 @@ class Branch(Slot, frozen=True, kw_only=True):
 
 
 class Stage(Slot, frozen=True, kw_only=True):
-    """What a method is until progress `until` of the run."""
+    """What a method is until progress `until` of the run, or until a plateau before."""
 
     until: float
     branches: tuple[Branch, ...]
     behaviour: AnyBehaviour = OnPolicy()
+    plateau: Plateau | None = None
 
 
 class Method(Struct, frozen=True, kw_only=True):
@@ -133,6 +135,13 @@ class Method(Struct, frozen=True, kw_only=True):
                 found = {slot for branch in branches for slot in inside(branch) if isinstance(slot, kind)}
                 if len(found) > 1:
                     raise ValueError(f"{self.name}: two branches have a {kind.__name__} each, and they differ: {found}. Use one of them.")
+        if self.stages and self.stages[-1].plateau:
+            raise ValueError(f"{self.name}: the last stage ends on a plateau, and no stage comes after it: {self.stages[-1].plateau}.")
+        if WrittenBy("gold") in self.slots and not self.needs_gold:
+            raise ValueError(
+                f'{self.name}: a branch speaks to WrittenBy("gold"), and no behaviour lets the dataset write: {self.behaviours}. '
+                'Use Coin(author="gold") or Members(author="gold").'
+            )
 
     COMPUTED: ClassVar = (
         "behaviour", "teachers", "select", "branches", "routing", "stages", "correction", "reduce", "age_weight",
@@ -152,9 +161,17 @@ class Method(Struct, frozen=True, kw_only=True):
         body = msgspec.json.encode([getattr(self, name) for name in self.COMPUTED])
         return hashlib.sha256(body).hexdigest()[:16]
 
-    def at(self, progress: float) -> Method:
-        """The method at a moment of the run: its stage's branches and behaviour, every moving number a plain one."""
-        stage = next((stage for stage in self.stages if progress < stage.until), self.stages[-1] if self.stages else None)
+    def stage_at(self, progress: float, least: int = 0) -> int:
+        """Which of the stages holds, when those before number `least` have ended."""
+        due = next((number for number, stage in enumerate(self.stages) if progress < stage.until), len(self.stages) - 1)
+        return max(least, due)
+
+    def at(self, progress: float, least: int = 0) -> Method:
+        """The method at a moment of the run: its stage's branches and behaviour, every moving number a plain one.
+
+        Stages before number `least` have ended early.
+        """
+        stage = self.stages[self.stage_at(progress, least)] if self.stages else None
         branches, behaviour = (stage.branches, stage.behaviour) if stage else (self.branches, self.behaviour)
         return msgspec.structs.replace(
             self, stages=(), branches=tuple(settled(branch, progress) for branch in branches), behaviour=settled(behaviour, progress)
@@ -229,14 +246,19 @@ class Method(Struct, frozen=True, kw_only=True):
     @property
     def least_group(self) -> int:
         """Answers to one prompt, at least."""
-        members = [b.count + 1 for b in self.behaviours if isinstance(b, TeacherMembers)]
+        members = [b.count + 1 for b in self.behaviours if isinstance(b, Members)]
         compared = any(isinstance(slot, Advantage | MarginShift | PassRate | GroupSoftmax) for slot in self.slots)
         return max([*members, 2 if compared or not isinstance(self.select, Everything) else 1])
 
     @property
     def needs_writing_teacher(self) -> bool:
         """Whether a teacher must sit in the generator."""
-        return any(behaviour.teacher for behaviour in self.behaviours)
+        return any(behaviour.author == "teacher" for behaviour in self.behaviours)
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether the dataset must have an answer to each prompt."""
+        return any(behaviour.author == "gold" for behaviour in self.behaviours)
 
     @property
     def needs_teacher(self) -> bool:

@@ -41,7 +41,7 @@ class Incorrect(Slot, frozen=True):
 
 
 class WrittenBy(Slot, frozen=True):
-    """Tokens that the student sampled, or that a teacher or the dataset wrote."""
+    """Tokens that the student sampled, or that a teacher or ("gold") the dataset wrote."""
 
     author: Literal["student", "teacher", "gold"] = "student"
 

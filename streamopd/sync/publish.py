@@ -40,11 +40,12 @@ def publish(
     keep: int,
     fsync: bool,
     adapters: Form | None = None,
+    stage: int = 0,
 ) -> Weights:
     """Write weights `n` under `weights_dir`, delete versions that are out of `keep` and unread, return the manifest.
 
     `tensors` are named as in an HF file, a tied one once; configuration and tokenizer come from the folder `source`.
-    With `adapters` they are these alone, named as PEFT does.
+    With `adapters` they are these alone, named as PEFT does. `stage` is the method's, for those who write under these weights.
     A version that is there already is replaced: a reader sees the old folder or the new one, or for an instant
     none, and refuses then. UserError when the disk is full.
     """
@@ -56,7 +57,7 @@ def publish(
     folder = folder_name(n)
     manifest = Weights(
         run=run, boot=boot, n=n, folder=folder, nbytes=nbytes, born_s=time.time(),
-        tensors=[describe(name, tensor) for name, tensor in dense.items()],
+        tensors=[describe(name, tensor) for name, tensor in dense.items()], stage=stage,
     )
     if adapters:
         manifest = msgspec.structs.replace(manifest, kind="lora", base=base_digest(adapters.base), scale=adapters.scale)

@@ -20,12 +20,12 @@ from streamopd.slots import (
     GeometricBlend,
     Interleave,
     Linear,
+    Members,
     Method,
     Mixture,
     OnPolicy,
     Stage,
     SwitchAtSpike,
-    TeacherMembers,
     TeacherPrefix,
     Until,
 )
@@ -33,14 +33,17 @@ from streamopd.slots import (
 WHOLE = Coin(student=0.0)
 
 
-def prompt(context: list[int] | None = None) -> Prompt:
-    ids = Array.of(np.array([3, 4], np.int32), "int32")
-    other = None if context is None else Array.of(np.array(context, np.int32), "int32")
-    return Prompt(id="p5", run="r", method="m", born_s=0.0, seq=5, prompt_ids=ids, teacher_prompt_ids=other)
+GOLD_IDS = [8, 9, 2]
 
 
-def asked(behaviour: Behaviour, count: int = 4, max_new: int = 60) -> list[Request]:
-    return commission(prompt(), behaviour, count=count, run_seed=9, max_new=max_new)
+def prompt(context: list[int] | None = None, gold: list[int] | None = None) -> Prompt:
+    ids, other, own = (None if some is None else Array.of(some, "int32") for some in ([3, 4], context, gold))
+    assert ids is not None
+    return Prompt(id="p5", run="r", method="m", born_s=0.0, seq=5, prompt_ids=ids, teacher_prompt_ids=other, gold_ids=own)
+
+
+def asked(behaviour: Behaviour, count: int = 4, max_new: int = 60, gold: list[int] | None = None) -> list[Request]:
+    return commission(prompt(gold=gold), behaviour, count=count, run_seed=9, max_new=max_new)
 
 
 def test_a_group_is_asked_for_answer_by_answer() -> None:
@@ -57,8 +60,27 @@ def test_a_horizon_lowers_the_limit_and_asks_no_teacher(tokens: float, expected:
 
 
 def test_the_last_members_of_a_group_are_the_teachers() -> None:
-    assert [r.behaviour for r in asked(TeacherMembers(count=1))] == [OnPolicy()] * 3 + [WHOLE]
-    assert [r.behaviour for r in asked(TeacherMembers(count=3))] == [OnPolicy()] + [WHOLE] * 3
+    assert [r.behaviour for r in asked(Members(count=1))] == [OnPolicy()] * 3 + [WHOLE]
+    assert [r.behaviour for r in asked(Members(count=3))] == [OnPolicy()] + [WHOLE] * 3
+
+
+def test_the_last_member_of_a_group_is_the_datasets_as_long_as_it_is() -> None:
+    found = asked(Members("gold"), gold=GOLD_IDS)
+    assert [(r.behaviour, r.max_new, r.gold_ids is None) for r in found[:3]] == [(OnPolicy(), 60, True)] * 3
+    last = found[3]
+    assert (last.behaviour, last.max_new, last.gold_ids.tolist()) == (Coin(student=0.0, author="gold"), 3, GOLD_IDS)
+
+
+def test_a_gold_coin_falls_as_a_teachers_does_and_gives_text_to_the_datasets_side_alone() -> None:
+    gold, taught = (asked(Coin(student=0.5, author=author), count=200, gold=GOLD_IDS) for author in ("gold", "teacher"))
+    assert [r.behaviour == OnPolicy() for r in gold] == [r.behaviour == OnPolicy() for r in taught]
+    assert {(type(r.behaviour), r.gold_ids is None) for r in gold} == {(OnPolicy, True), (Coin, False)}
+    assert all(r.gold_ids is None for r in taught)
+
+
+def test_no_engine_is_asked_for_gold_without_its_text() -> None:
+    with pytest.raises(AssertionError, match="gold"):
+        asked(Coin(student=0.0, author="gold"))
 
 
 @pytest.mark.parametrize(("student", "expected"), [(1.0, OnPolicy()), (0.0, Coin(student=0.0, greedy=True))])
@@ -89,7 +111,7 @@ def test_what_concerns_each_token_is_every_answers(own: Behaviour) -> None:
     assert {r.behaviour for r in asked(own)} == {own}
 
 
-@pytest.mark.parametrize("wide", [Coin(student=0.5), TeacherMembers(), Until()])
+@pytest.mark.parametrize("wide", [Coin(student=0.5), Members(), Until()])
 def test_no_engine_is_asked_what_concerns_a_group(wide: Behaviour) -> None:
     with pytest.raises(AssertionError, match="of a group"):
         Request("a", np.array([3], np.int32), (0,), 5, behaviour=wide)
@@ -108,6 +130,10 @@ def test_the_one_local_teacher_writes_when_a_stage_needs_it() -> None:
 def test_a_student_that_writes_alone_is_refused_nothing() -> None:
     alone = Method(name="m", summary="", behaviour=Until())
     assert writing_teacher(alone, "vllm", 0.0, {}) == ""
+
+
+def test_gold_needs_no_teacher_in_the_generator() -> None:
+    assert writing_teacher(Method(name="m", summary="", behaviour=Coin(author="gold")), "hf", 0.0, {}) == ""
 
 
 @pytest.mark.parametrize(

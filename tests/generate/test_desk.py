@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from streamopd import config as configs
+from streamopd import slots
 from streamopd.assets import resolve
 from streamopd.errors import ConfigError, SwapRefused
 from streamopd.generate.engine import Request, Swapped
@@ -74,8 +75,8 @@ async def desk(tmp_path: Path, engine: Engine) -> Desk:
     return desk
 
 
-async def put(desk: Desk, n: int) -> None:
-    desk.worker.weights, desk.worker.boot = Weights(run="r", boot="b", n=n, folder=f"w{n}"), "b"
+async def put(desk: Desk, n: int, stage: int = 0) -> None:
+    desk.worker.weights, desk.worker.boot = Weights(run="r", boot="b", n=n, folder=f"w{n}", stage=stage), "b"
 
 
 def question(seq: int = 0, run: str = "r", method: str = "m", length: int = 1) -> Prompt:
@@ -113,6 +114,17 @@ async def test_what_an_answer_is_begun_under_moves_with_the_weights(desk: Desk, 
         assert desk.behaviour == TeacherPrefix(tokens=tokens)
         begun = {request.behaviour for request in desk._requests(question())}
         assert begun == {TeacherPrefix(tokens=tokens) if tokens else OnPolicy()}
+
+
+async def test_the_weights_say_which_stage_answers_are_begun_in(desk: Desk, engine: Engine) -> None:
+    """A stage may end early, and its learner alone knows."""
+    stages = tuple(slots.Stage(until=until, branches=(), behaviour=TeacherPrefix(tokens=10 * until)) for until in (0.5, 0.8, 1.0))
+    desk.run.method = Method(name="stages", summary="", stages=stages)
+    desk.run.config = msgspec.structs.replace(desk.run.config, learn=msgspec.structs.replace(desk.run.config.learn, max_steps=101))
+    for n, stage, tokens in ((1, 0, 5.0), (2, 1, 8.0), (50, 1, 8.0), (80, 1, 10.0), (81, 2, 10.0)):
+        await put(desk, n, stage)
+        await desk.swap_to_newest()
+        assert desk.behaviour == TeacherPrefix(tokens=tokens)
 
 
 async def test_with_nothing_in_flight_nobody_waits_beside(desk: Desk, engine: Engine) -> None:

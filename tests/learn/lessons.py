@@ -27,8 +27,8 @@ def opened(folder: Path) -> PreTrainedModel:
 
 
 def lesson(method: Method, student: Path, teacher: Path, n: int = 50, groups: int = 3, seed: int = 0) -> Batch:
-    """A batch of step `n`: answers right and wrong, short and long, some old, the last of each group by a teacher where the
-    method knows such, with the views that the method asks for."""
+    """A batch of step `n`: answers right and wrong, short and long, some old, the last of each group by a teacher or by the
+    dataset where the method knows such, with the views that the method asks for."""
     rng = np.random.default_rng(seed)
     written = [_group(method, rng, seq, n, student) for seq in range(groups)]
     views = views_of(method, written, student, teacher)
@@ -87,14 +87,14 @@ def _rollout(
     logp_GV = student_logp(student, prompt, ids)
     k = method.student_k
     best = logp_GV.topk(min(k, VOCAB), 1)
-    taught = method.needs_writing_teacher and index == GROUP - 1
+    other = "teacher" if method.needs_writing_teacher else "gold" if method.needs_gold else ""
     return Rollout(
         id=name, prompt_ids=Array.of(prompt, "int32"), completion_ids=Array.of(ids, "int32"),
         logprobs=Array.of(logp_GV[np.arange(length), ids].numpy() + rng.normal(size=length) * 0.3 - 0.3, "float32"),
         weight_spans=[Span(0, n - 2), Span(length // 2, n)] if index == 2 else [Span(0, n)],
         finish=Finish.LENGTH if index == 1 else Finish.STOP,
         student_topk=TopK(Array.of(best.indices.numpy(), "int32"), Array.of(best.values.numpy(), "float16")) if k else None,
-        outcome=Outcome(float(index % 2), bool(index % 2)), authors=[Author(0, "teacher")] if taught else [],
+        outcome=Outcome(float(index % 2), bool(index % 2)), authors=[Author(0, other)] if other and index == GROUP - 1 else [],
         steps=[0, length // 3, 2 * length // 3],
     )
 

@@ -56,6 +56,7 @@ from streamopd.slots import (
     Linear,
     Loss,
     MarginShift,
+    Members,
     Method,
     Modulate,
     OffPolicyShape,
@@ -486,8 +487,15 @@ def test_a_truncated_baseline_renormalises_both_sides() -> None:
 # ---------------------------------------------------------------- D3 Stable-OPD
 def test_without_golden_answers_and_leash_it_is_vanilla() -> None:
     leash = exact(ReferenceKL(), scale=0.0)
-    off = composed(gradient_of(ReverseKL()), Branch(when=WrittenBy("teacher"), loss=Likelihood(), scale=0.0), leash)
+    off = composed(gradient_of(ReverseKL()), Branch(when=WrittenBy("gold"), loss=Likelihood(), scale=0.0), leash, behaviour=Members("gold"))
     np.testing.assert_allclose(spoken(off, b=B).gradient, spoken(VANILLA).gradient, atol=1e-12)
+
+
+def test_a_golden_answer_is_imitated_and_no_reward_and_the_students_own_text_a_reward_alone() -> None:
+    facts = facts_of(logp=[log(0.3)] * 2, logq=[log(0.6)] * 2, log_ratio=[0.0, 0.0])
+    rewards, imitation, _ = instruct(facts, tokens(2, author=[0, 2]), methods.load("stable_opd").at(0.0))
+    np.testing.assert_allclose(rewards, (log(2), 0), atol=1e-6)
+    np.testing.assert_allclose(imitation, (0, 0.1), atol=1e-6)
 
 
 def test_the_leash_is_reverse_kl_to_the_reference() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,9 +15,9 @@ from streamopd import methods
 from streamopd.cli.main import app
 from streamopd.cli.run import preflight
 from streamopd.config import Config, Teacher
-from streamopd.errors import ConfigError
+from streamopd.errors import ConfigError, UserError
 from streamopd.methods.about.needs import lacking
-from streamopd.slots import Advantage, Branch, Method, NoCorrection, ReverseKL, TeacherAccepts, TeacherRatio
+from streamopd.slots import Advantage, Branch, Coin, Members, Method, NoCorrection, ReverseKL, TeacherAccepts, TeacherRatio, WrittenBy
 
 PLENTY = msgspec.convert(
     {
@@ -36,16 +38,17 @@ STUDENT_IDS = {"rethinking": 16, "many_faces": 20, "vopd": 100, "prefix_teach": 
 TEACHER_IDS = {"eopd": 16, "lsm": 32, "aopd": 16, "tropd": 64, "tgpo": 16, "stable_opd": 16}
 BOTH = (
     "minillm", "gkd", "distillm", "distillm2", "veto", "taid", "tsd_kd", "qwen3", "adaswitch", "speculative_kd", "forward_kl_topk",
-    "default",
+    "default", "gkd_gold",
 )
 GRADES = ("paced", "sod", "kdrl", "rlad", "tgpo", "luffy", "scope", "uni_opd", "opdvr", "mimo_mopd", "sparse_to_dense", "grpo")
 PAIRS = (*(name for name in GRADES if name != "opdvr"), "distillm2", "stable_opd")
 WRITES = (
     "minillm", "gkd", "distillm", "distillm2", "speculative_kd", "adaswitch", "trb", "tropd", "hpd", "paced", "qwen3", "sparse_to_dense",
-    "luffy", "stable_opd", "sft", "seqkd",
+    "luffy", "sft", "seqkd",
 )
+GOLD = ("gkd_gold", "sft_gold", "stable_opd")
 REFERENCE = ("exopd", "exopd_guard", "tgpo", "stable_opd")
-NO_TEACHER = ("grpo", "luffy", "sft", "seqkd")
+NO_TEACHER = ("grpo", "luffy", "sft", "sft_gold", "seqkd")
 
 
 def having(**changes: object) -> Config:
@@ -77,6 +80,7 @@ def test_needs_are_those_of_the_capability_table(name: str) -> None:
     assert method.needs_grades == (name in GRADES)
     assert (method.least_group > 1) == (name in PAIRS)
     assert method.needs_writing_teacher == (name in WRITES)
+    assert method.needs_gold == (name in GOLD)
     assert method.needs_reference == (name in REFERENCE)
     assert method.needs_teacher == (name not in NO_TEACHER)
 
@@ -102,6 +106,8 @@ def test_a_run_that_has_everything_is_refused_nothing(name: str) -> None:
         ("deepseek_v4", {}, "none", ("pools several teachers", "has one: default")),
         ("qwen3", {"learn__max_steps": 0}, "none", ("goes through stages", "learn.max_steps = 0")),
         ("veto", {"learn__max_steps": 0}, "none", ("numbers that move", "learn.max_steps = 0")),
+        ("sft_gold", {"generator__engine": "vllm"}, "none", ('"sft_gold"', 'generator.engine = "vllm"', 'Set it to "hf"')),
+        ("stable_opd", {"generator__engine": "scripted"}, "none", ("answers of the data", 'generator.engine = "scripted"')),
         ("opd", {"generator__temperature": 0.0}, "none", ("policy gradient", "generator.temperature = 0")),
         ("opd", {"generator__top_p": 0.9}, "none", ("TruncatedRatio", "generator.top_p = 0.9", "Set it to 1")),
     ],
@@ -154,6 +160,44 @@ def test_a_task_with_a_grader_of_its_own_gives_grades(tmp_path: Path) -> None:
     preflight(config, tmp_path)
 
 
+def rows_of(folder: Path, *completions: str | None) -> str:
+    """A data file with such answers, as many rows without one behind them, which are held out."""
+    rows = [{"prompt": f"{i}+1=", "completion": text} for i, text in enumerate(completions)]
+    rows += [{"prompt": f"{i}+2="} for i in range(len(completions))]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"data.train={folder / 'rows.jsonl'}"
+
+
+def gold_run(train: str, held_out: int, *settings: str) -> Config:
+    return configs.load("quickstart", ["method=gkd_gold", train, f"data.heldout_size={held_out}", *settings])[0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings", "words"),
+    [
+        (("0+1=1", None), (), r"Question 1 comes without an answer, .*'1\+1='.*\"completion\""),
+        (("0+1=1", ""), (), "Question 1 comes without an answer"),
+        (("1", "0+1=1"), ("generator.max_completion_length=5",), r"question 1 has 6 tokens.*max_completion_length is 5 .*Raise it to 6"),
+    ],
+)
+def test_data_that_cannot_give_gold_are_refused_before_a_run(
+    tmp_path: Path, answers: tuple[str | None, ...], settings: tuple[str, ...], words: str
+) -> None:
+    config = gold_run(rows_of(tmp_path, *answers), 2, "data.options={}", *settings)
+    with pytest.raises(UserError, match=words):
+        preflight(config, tmp_path)
+
+
+def test_a_task_without_answers_of_its_own_is_refused_where_gold_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Question 0 comes without an answer"):
+        preflight(gold_run("data.train=reasoning-gym:chain_sum", 16, "data.options={}"), tmp_path)
+
+
+def test_held_out_questions_need_no_gold_and_a_task_with_worked_answers_has_it(tmp_path: Path) -> None:
+    preflight(gold_run(rows_of(tmp_path, "0+1=1", "1+1=2"), 2, "data.options={}"), tmp_path)
+    preflight(gold_run("data.train=chain-sum", 16), tmp_path)
+
+
 def test_the_command_lists_every_method_on_a_line_and_shows_one() -> None:
     listed = CliRunner().invoke(app, ["methods"])
     assert listed.exit_code == 0, listed.output
@@ -161,6 +205,21 @@ def test_the_command_lists_every_method_on_a_line_and_shows_one() -> None:
     shown = CliRunner().invoke(app, ["methods", "show", "vopd"])
     assert "arXiv 2605.07865" in shown.output
     assert "Baseline: k = 100" in shown.output
+
+
+# ---------------------------------------------------------------- settings that say nothing
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: Coin(greedy=True, author="gold"), "not drawn.*greedy=True"),
+        (lambda: Members("gold", count=2), "one answer to a prompt, and `count` is 2"),
+        (lambda: Method(name="mine", summary="", branches=(Branch(when=WrittenBy("gold")),)), r"no behaviour lets the dataset write"),
+        (lambda: Method(name="mine", summary="", behaviour=Coin(author="golden")), "behaviour is not what it can be"),
+    ],
+)
+def test_a_setting_of_gold_that_means_nothing_is_refused(wrong: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        wrong()
 
 
 # ---------------------------------------------------------------- needs that no method here has, and a user's may

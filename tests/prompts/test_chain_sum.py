@@ -31,6 +31,7 @@ def test_a_question_keeps_its_rules_whatever_its_stream(span: tuple[int, int], s
 def test_the_working_ends_with_the_solution_and_repeats_the_question_on_its_way(index: int) -> None:
     question = ChainSum().draw("any", index)
     work = work_out(question.text)
+    assert question.completion == work
     assert work.rpartition("=")[2] == question.solution
     assert re.sub(r"=\d+", "", work) == question.text.removesuffix("=")
 

@@ -119,6 +119,30 @@ def test_a_conversation_ends_before_somebody_elses_answer(tmp_path: Path) -> Non
     assert question.text == "Bye"
 
 
+HI = [{"role": "user", "content": "Hi"}]
+HELLO = [{"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "completion"),
+    [
+        ({"prompt": "2+2=", "completion": "4"}, "4"),
+        ({"prompt": "2+2=", "completion": [{"role": "assistant", "content": "4"}]}, "4"),  # TRL's form of conversations
+        ({"messages": [*HI, *HELLO]}, "Hello"),
+        ({"messages": [*HI, *HELLO], "completion": "Good day"}, "Good day"),  # the column is more particular
+        ({"messages": HI}, None),
+        ({"prompt": "2+2=", "completion": None}, None),
+        ({"prompt": "2+2=", "completion": ""}, None),
+    ],
+)
+def test_a_rows_own_answer_is_its_completion_or_what_the_assistant_says_last(
+    tmp_path: Path, row: dict[str, Any], completion: str | None
+) -> None:
+    question = open_rows(tmp_path, [row]).question(0)
+    assert (question.completion, question.meta) == (completion, {})
+    assert question.messages in ((), (Turn("user", "Hi"),))
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     dataset = open_rows(tmp_path, [{"problem": "2+2", "answer": "4"}], options={"prompt": "problem", "solution": "answer"})
     assert dataset.question(0) == Question(text="2+2", solution="4")
@@ -142,6 +166,9 @@ def test_blank_lines_are_not_rows(tmp_path: Path) -> None:
         ([{"messages": [{"role": "system", "content": "a"}]}], "no message has the role user"),
         ([{"messages": "hello"}], "messages is 'hello', not a list of {role, content}"),
         ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "role 'user' has the content"),
+        ([{"prompt": "a", "completion": 4}], "completion is 4, not a list of {role, content}"),
+        ([{"prompt": "a", "completion": [*HI, *HELLO]}], "it is a text, or one message of the role assistant"),
+        ([{"prompt": "a", "completion": HI}], "it is a text, or one message of the role assistant"),
         ([{"prompt": "a", "weight": -1}], "weight is -1"),
         ([{"prompt": "a", "weight": "much"}], "weight is 'much'"),
         ([{"prompt": "a", "weight": 0}], "held out or has weight 0"),
@@ -192,5 +219,6 @@ def test_the_digest_changes_with_any_row_weight_or_order_and_not_with_the_run(tm
     assert digest([*NUMBERED[:-1], {"prompt": "q19 "}]) != same
     assert digest([*NUMBERED[:-1], {"prompt": "q19", "weight": 2}]) != same
     assert digest([*NUMBERED[:-1], {"prompt": "q19", "solution": "x"}]) != same
+    assert digest([*NUMBERED[:-1], {"prompt": "q19", "completion": "x"}]) != same
     assert digest(NUMBERED[::-1]) != same
     assert digest(NUMBERED, heldout_size=1) != same

@@ -43,9 +43,29 @@ def test_a_method_in_a_file_of_ones_own_trains(tmp_path: Path) -> None:
     assert all(line["grad_norm"] > 0 and 0 < line["overlap_ratio"] <= 1 for line in lines)
 
 
+PATIENT = """
+from streamopd.slots import Branch, Coin, Likelihood, Method, Plateau, ReverseKL, Stage
+
+MINE = Method(name="mine", summary="the dataset's answers until they teach no more, then the student's own", stages=(
+    Stage(until=0.9, plateau=Plateau(window=1, change=1e9), behaviour=Coin(student=0.0, author="gold"),
+          branches=(Branch(loss=Likelihood()),)),
+    Stage(until=1.0, branches=(Branch(loss=ReverseKL()),)),
+))
+"""
+
+
+def test_a_plateau_ends_a_stage_for_the_learner_and_for_those_who_write(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(PATIENT)
+    lines = trained(tmp_path / "run", f"{file}:MINE", "max_staleness=0")
+    assert [line["stage"] for line in lines] == [0, 0, 1, 1]
+    assert ["completion_length" in line for line in lines] == [False, False, True, True]  # a figure of the student's own answers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "settings"), [
     ("minillm", ()), ("deepseek_v4", TWO), ("stable_opd", ()), ("scope", ()), ("seqkd", ()), ("grpo", ()),
+    ("gkd_gold", ()), ("sft_gold", ()),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_method_of_each_kind_runs_from_question_to_weights(method: str, settings: tuple[str, ...], tmp_path: Path) -> None:
     lines = trained(tmp_path / "run", method, "group_size=4", "learn.groups_per_step=4", *settings)

@@ -29,7 +29,10 @@ HEAD: dict[str, Any] = {"run": "demo-00000000", "method": "0123456789abcdef", "b
 
 
 def prompt(seq: int = 7) -> Prompt:
-    return Prompt(id=f"p{seq}", seq=seq, prompt_ids=Array.of([1, 10, 13], "int32"), text="7+", solution="7", meta={"terms": "1"}, **HEAD)
+    return Prompt(
+        id=f"p{seq}", seq=seq, prompt_ids=Array.of([1, 10, 13], "int32"), text="7+", solution="7", meta={"terms": "1"},
+        gold_ids=Array.of([10, 2], "int32"), **HEAD,
+    )
 
 
 def rollout(seq: int = 7) -> Rollout:
@@ -90,7 +93,7 @@ def examples() -> dict[str, Any]:
         "batch": Batch(id="b3", n=3, items=[scored(7), scored(8)], **HEAD),
         "step_done": StepDone(n=4, born_s=1.5, metrics={"loss": 0.5}, trained=[7, 8], age_steps={"0": 2, "1": 4}),
         "weights": Weights(run="demo-00000000", boot="aa", n=4, folder="weight_v000004", nbytes=8, born_s=1.5,
-                           tensors=[TensorInfo("w", "float32", (2,), "00")]),
+                           tensors=[TensorInfo("w", "float32", (2,), "00")], stage=1),
         "evaluation": Evaluation(who="student", n=4, born_s=1.5, metrics={"accuracy_greedy": 0.5}),
         "heartbeat": Heartbeat(service="teacher", instance="teacher-0", pid=1, born_s=1.5, progress=9, state="working"),
         "event": Event(kind="join", source="teacher-0", born_s=1.5, text="teacher-0 joined"),

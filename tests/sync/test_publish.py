@@ -35,6 +35,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_the_manifest_says_which_stage_of_the_method_has_begun(source: Path, weights_dir: Path) -> None:
+    publish("r", "b", 3, tensors_of(Tied(3)), source, weights_dir, 4, fsync=False, stage=2)
+    assert read_manifest(weights_dir, "weight_v000003").stage == 2
+
+
 def test_a_version_is_a_complete_folder_under_its_manifest(publish_n: Publish, weights_dir: Path) -> None:
     weights = publish_n(12)
     assert weights.folder == "weight_v000012"

@@ -6,6 +6,8 @@ from math import floor
 
 from torch import Tensor
 
+TIE = 1e-5  # what differs by less is equal: answers to one prompt begin alike, and their last bits depend on how a step is cut
+
 
 def quantile(values_T: Tensor, fraction: float) -> Tensor:
     """Between the two nearest ranks, linearly, as `torch.quantile`, which refuses more than 2^24 values; T >= 1."""

@@ -27,7 +27,7 @@ from streamopd.slots import (
 )
 
 from .facts import Facts, Known
-from .quantile import quantile
+from .quantile import TIE, quantile
 from .shape import skewed_floor
 
 
@@ -70,14 +70,14 @@ def score(scored: Score, facts: Facts, active: Tensor) -> Tensor:
 
 
 def keep(score_T: Tensor, row_T: Tensor, active: Tensor, weight: Keep) -> Tensor:
-    """1 for the best share of the population's active tokens."""
+    """1 for the best share of the population's active tokens, and for those that are equal to the last of them."""
     kept = torch.zeros_like(score_T)
     populations = [active] if weight.over == "step" else [active & (row_T == row) for row in row_T.unique()]
     for population in populations:
         if bool(population.any()):
             count = max(1, round(float(weight.fraction) * int(population.sum())))  # type: ignore[arg-type]
             least = score_T[population].topk(count).values[-1]
-            kept[population & (score_T >= least)] = 1
+            kept[population & (score_T >= least - TIE)] = 1
     return kept
 
 

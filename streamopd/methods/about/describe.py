@@ -47,6 +47,7 @@ def _default(kind: type[Struct], name: str) -> object:
 def _stage(stage: Stage, routing: str) -> str:
     wrote = "" if stage.behaviour == OnPolicy() else f", by {short(stage.behaviour)}"
     until = f" until {stage.until:g}" if stage.until < 1 else ""
+    until += f" or a {short(stage.plateau)}" if stage.plateau else ""
     return (" + " if routing == "additive" else ", else ").join(map(_branch, stage.branches)) + wrote + until
 
 
@@ -92,10 +93,14 @@ def _line(name: str, value: str) -> str:
 
 def _settings(method: Method) -> Iterator[str]:
     """What holds until when, and every value of every slot."""
-    edges = [stage.until for stage in method.stages] or [1.0]
-    for start, end in zip([0.0, *edges], edges, strict=False):
-        first, last = method.at(start), method.at(_before(end))
-        yield f"progress {start:g} to {end:g}"
+    stages = method.stages or (Stage(until=1.0, branches=method.branches),)
+    start = 0.0
+    for stage in stages:
+        first, last = method.at(start), method.at(_before(stage.until))
+        yield f"progress {start:g} to {stage.until:g}"
+        start = stage.until
+        if stage.plateau:
+            yield from _pairs("at most, to", stage.plateau, stage.plateau)
         yield from _pairs("behaviour", first.behaviour, last.behaviour)
         for number, (early, late) in enumerate(zip(first.branches, last.branches, strict=True), 1):
             yield f"  branch {number}"

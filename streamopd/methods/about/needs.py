@@ -18,6 +18,7 @@ def needs(method: Method) -> list[str]:
         (method.needs_grades, "grades"),
         (method.least_group > 1, f"{method.least_group}+ answers a prompt"),
         (method.needs_writing_teacher, "a teacher that writes"),
+        (method.needs_gold, "gold answers"),
         (isinstance(method.teachers, Pool), "several teachers"),
         (method.surveys, "each step read twice"),
     ) if holds)]
@@ -44,6 +45,7 @@ def lacking(method: Method, config: Config, grader: str) -> list[str]:
     """What the method needs and the run has not, one sentence each; [] when it has it all. `grader` is the one that will grade."""
     return [
         *_answers(method, config, grader),
+        *_gold(method, config),
         *_evidence(method, config),
         *_several(method, config),
         *_progress(method, config),
@@ -77,6 +79,15 @@ def _answers(method: Method, config: Config, grader: str) -> Iterator[str]:
         yield (
             f'method = "{method.name}" ends answers early on purpose, but pack.drop_truncated = true takes such answers out. '
             "Set it to false."
+        )
+
+
+def _gold(method: Method, config: Config) -> Iterator[str]:
+    """Who writes the dataset's own answers down. Whether it has them is seen when they are rendered: prompts/gold.py."""
+    if method.needs_gold and config.generator.engine != "hf":
+        yield (
+            f'method = "{method.name}" puts answers of the data among the student\'s, with the student\'s log-probs of them, which '
+            f'generator.engine = "{config.generator.engine}" cannot tell of text that is not its own. Set it to "hf".'
         )
 
 

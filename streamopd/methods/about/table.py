@@ -29,6 +29,7 @@ PRIMITIVES: dict[str, tuple[type[Slot], ...]] = {
     "score, in Keep": get_args(slots.Score),
     "correction": get_args(slots.Correction),
     "age_weight": get_args(slots.AgeWeight),
+    "end of a stage": (slots.Plateau,),
     "a number that moves": (slots.Linear, slots.Cosine, slots.Cliff),
 }
 
