@@ -124,7 +124,13 @@ def _summed(name: str, rows: Sequence[Figures]) -> list[str]:
     came = f"{len(ended)} of {len(rows)}" + "".join(f"; failed: {_cell(failure)}" for failure in failures)
     trained = f"{sum(t['trained'] for t in tokens) / len(tokens) / 1000:.0f} k" if tokens else "–"
     wall_told = f"{sum(wall) / len(wall):.0f} s" if wall else "–"
-    return [f"`{name}`", _evidence(name), f"{LOWER.get(name, RATE):g}", *columns, trained, wall_told, came]
+    return [f"`{name}`", _evidence(name), _rate(rows), *columns, trained, wall_told, came]
+
+
+def _rate(rows: Sequence[Figures]) -> str:
+    """The learning rate that the runs were told, the last one where it was told twice."""
+    told = {next((s.partition("=")[2] for s in reversed(row.get("settings", [])) if s.startswith("learn.lr=")), "–") for row in rows}
+    return " / ".join(sorted(told)) or "–"
 
 
 def _told(row: Figures) -> list[str]:

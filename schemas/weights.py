@@ -27,4 +27,4 @@ class Weights(Struct, omit_defaults=True, frozen=True, kw_only=True):
     nbytes: int = 0
     born_s: float = 0.0
     tensors: list[TensorInfo] = []
-    stage: int = 0           # the method's, at least: those before it have ended, by their time or on a plateau
+    stage: int = 0           # the method's, at least: those before it have ended on a plateau

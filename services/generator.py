@@ -191,10 +191,10 @@ class Desk:
                 continue
             got = self.writing[group_id][1]
             got.append(answer)
-            self._count("tokens", len(answer.completion_ids))
+            self._count("tokens", len(answer.completion_ids) if answer.request.gold_ids is None else 0)
             if len(got) == self.run.config.group_size:
                 self.written.append(self.writing.pop(group_id))
-        enough = len(self.written) * self.run.config.group_size >= self.run.config.generator.max_inflight // 2
+        enough = len(self.written) * self.run.config.group_size >= self.run.config.answers_inflight // 2
         if self.written and (enough or not self.engine.inflight):
             done, self.written = self.written, []
             groups = await self._graded(done)

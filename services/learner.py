@@ -102,8 +102,11 @@ async def train(run: Run, worker: Worker, lineage: Lineage, trainer: Trainer) ->
         batch = await read(run, worker, lineage, entry)
         if batch is None:
             continue
+        stage = trainer.course.stage
         trained: Trained = await worker.compute(trainer.train, batch)
         await lineage.take_step(entry, trained.fates)
+        if trainer.course.stage != stage:
+            await worker.emit("stage", f"a plateau at step {lineage.n}: the method goes on to stage {trainer.course.stage}", n=lineage.n)
         worker.version = lineage.n
         seconds = {"wait_s": waited_s, "busy_s": time.monotonic() - start_s}
         waited_s = 0.0

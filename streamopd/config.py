@@ -198,6 +198,12 @@ class Config(Section, frozen=True):
         return self.group_size * (self.data.max_prompt_length + self.generator.max_completion_length)
 
     @property
+    def answers_inflight(self) -> int:
+        """Answers that one generator writes at once, at most, however long they become."""
+        limit = self.generator.max_inflight_tokens
+        return min(self.generator.max_inflight, limit // self.group_tokens * self.group_size) if limit else self.generator.max_inflight
+
+    @property
     def window(self) -> int:
         """Groups in flight at most."""
         return (self.max_staleness + 1) * self.learn.groups_per_step

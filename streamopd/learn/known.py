@@ -50,9 +50,10 @@ def known_of(rows: Sequence[Row], n: int, method: Method) -> Known:
 
 
 def _group_says(row: Row, method: Method) -> tuple[float, dict[str, float]]:
-    """The share of correct answers among those graded, and the advantage of each by rollout id."""
+    """The share of correct answers among those graded, without those that somebody else wrote whole; each one's advantage by rollout id."""
     graded = [(r.id, r.outcome) for r in row.peers if r.outcome is not None]
-    verdicts = [outcome.correct for _, outcome in graded if outcome.correct is not None]
+    given = {r.id for r in row.peers if len(r.authors) == 1 and r.authors[0].who != "student"}
+    verdicts = [outcome.correct for name, outcome in graded if outcome.correct is not None and name not in given]
     setting = next((branch.loss for branch in method.branches if isinstance(branch.loss, Advantage)), None)
     rewards = np.array([outcome.reward for _, outcome in graded], np.float64)
     found = advantages(rewards, setting) if setting else np.zeros(len(graded))

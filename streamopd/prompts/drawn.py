@@ -40,9 +40,10 @@ class Drawn:
 
     @property
     def digest(self) -> str:
-        """Of the task, its options and a sample of what it draws: a generator that changed gives another digest."""
+        """Of the task, its options and a sample of the questions it draws: a generator that changed gives another digest."""
         sample = [self.task.draw("digest", index) for index in range(64)]
-        return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode([self.task.name, sample, self.heldout]))
+        asked = [[msgspec.structs.replace(question, completion=None) for question in some] for some in (sample, self.heldout)]
+        return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode([self.task.name, *asked]))
 
     def question(self, seq: int) -> Question | None:
         """Question `seq`: a pure function of (seed, dataset), never None, never a held-out one."""

@@ -16,7 +16,8 @@ def gold_ids(seq: int, question: Question, tokenizer: Tokenizer, longest: int) -
     if question.completion is None:
         raise UserError(
             f"Question {seq} comes without an answer, and the method learns from the data's own: {question.text[:60]!r}. Give each row "
-            "a column \"completion\", or \"messages\" that end with the assistant's; or choose chain-sum, or a method whose answers "
+            "a column \"completion\" (a text, or one message of the assistant), or \"messages\" that end with the assistant's; or choose "
+            "chain-sum, or a method whose answers "
             "the student or a teacher writes."
         )
     ids = tokenizer.encode_answer(question.completion)

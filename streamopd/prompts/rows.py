@@ -118,7 +118,7 @@ def _hub_rows(name: str, subset: str) -> Iterator[Row]:
 def _to_question(where: str, row: Mapping[str, Any], columns: Columns) -> Weighted:
     """Columns without a meaning of their own become `meta`, for graders."""
     messages, answer = _split(_turns(where, row.get(columns.messages)))
-    used = {columns.prompt, columns.messages, columns.completion, columns.solution, columns.teacher_id, columns.weight}
+    used = {columns.prompt, columns.messages, columns.solution, columns.teacher_id, columns.weight}
     solution = row.get(columns.solution)
     question = Question(
         text=_last_question(where, messages) if messages else _prompt(where, row, columns),
@@ -126,7 +126,7 @@ def _to_question(where: str, row: Mapping[str, Any], columns: Columns) -> Weight
         teacher_id=str(row.get(columns.teacher_id) or "default"),
         meta={key: _as_text(value) for key, value in row.items() if key not in used and value is not None},
         messages=messages,
-        completion=_completion(where, row.get(columns.completion), columns.completion) or answer,
+        completion=_completion(row.get(columns.completion)) or answer,
     )
     return Weighted(question, _weight(where, row.get(columns.weight)))
 
@@ -145,14 +145,15 @@ def _prompt(where: str, row: Mapping[str, Any], columns: Columns) -> str:
     return text
 
 
-def _completion(where: str, value: Any, column: str) -> str | None:
-    """The row's own answer: a text, or as TRL has it of conversations, one turn of an assistant. None: it has none."""
-    if value is None or isinstance(value, str):
-        return value or None
-    turns = _turns(where, value, column)
-    if [turn.role for turn in turns] != ["assistant"]:
-        raise UserError(f"{where}: {column} is {_shorten(value)}; it is a text, or one message of the role assistant.")
-    return turns[0].content or None
+def _completion(value: Any) -> str | None:
+    """The row's own answer: a text, or as TRL has it of conversations, one turn of an assistant. None: it has none.
+
+    Whatever else stands there is no error: most runs do not ask for it.
+    """
+    match value:
+        case str(text) | [{"role": "assistant", "content": str(text)}]:
+            return text or None
+    return None
 
 
 def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
@@ -162,13 +163,13 @@ def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
     return tuple(turns), None
 
 
-def _turns(where: str, value: Any, column: str = "messages") -> list[Turn]:
+def _turns(where: str, value: Any) -> list[Turn]:
     if value is None:
         return []
     try:
         turns = [Turn(turn["role"], turn["content"]) for turn in value]
     except (TypeError, KeyError):
-        raise UserError(f"{where}: {column} is {_shorten(value)}, not a list of {{role, content}}.") from None
+        raise UserError(f"{where}: messages is {_shorten(value)}, not a list of {{role, content}}.") from None
     for turn in turns:
         if not isinstance(turn.role, str) or not isinstance(turn.content, str):
             raise UserError(f"{where}: a message of role {turn.role!r} has the content {_shorten(turn.content)}, not a text.")

@@ -11,7 +11,7 @@ from .slot import Slot
 
 class Plateau(Slot, frozen=True):
     """The mean of a figure over the stage's last `window` steps differs by at most the share `change` from that over the
-    `window` before. A step without the figure is not counted."""
+    `window` before. A step without the figure is not counted, and an accuracy of 0 is no plateau: nothing is learned yet."""
 
     figure: Literal["loss", "overlap_ratio", "entropy", "accuracy"] = "loss"
     window: int = 20
@@ -26,4 +26,4 @@ class Plateau(Slot, frozen=True):
         if len(values) < 2 * self.window:
             return False
         before, recent = fmean(values[-2 * self.window : -self.window]), fmean(values[-self.window :])
-        return abs(recent - before) <= self.change * abs(before)
+        return abs(recent - before) <= self.change * abs(before) and (self.figure != "accuracy" or recent > 0)

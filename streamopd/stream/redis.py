@@ -81,8 +81,10 @@ class RedisBroker:
     async def close_connection(self) -> None:
         if self._listener:
             await cancel_until_done(self._listener)
-        await self._commands.aclose()
-        await self._reader.aclose()
+        try:
+            await self._commands.aclose()
+        finally:
+            await self._reader.aclose()
 
     # ---- identity
     async def boot(self) -> str:

@@ -98,6 +98,7 @@ class SampleLog:
             "logprobs": _rounded(rollout.logprobs),
             "teacher_logprobs": _rounded(views[0].logprobs) if views else None,
             "weight_spans": [[span.start, span.version, span.kv] for span in rollout.weight_spans],
+            "authors": [[author.start, author.who] for author in rollout.authors],
             "grade": {"reward": outcome.reward, "correct": outcome.correct} if outcome else None,
             "finish": rollout.finish.value,
             "temperature": rollout.temperature,

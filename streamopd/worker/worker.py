@@ -82,8 +82,9 @@ class Worker:
 
     async def __aexit__(self, *_: object) -> None:
         await cancel_until_done(*self._tasks)
-        with contextlib.suppress(Exception):  # leaving: the broker may be gone already
-            await asyncio.wait_for(self._say_goodbye(), GOODBYE_S)
+        goodbye = asyncio.create_task(self._say_goodbye())
+        await asyncio.wait([goodbye], timeout=GOODBYE_S)  # the broker may be gone already
+        await cancel_until_done(goodbye)
 
     async def _say_goodbye(self) -> None:
         await self.broker.release([lease.entry for lease in self._held.values()])
@@ -335,7 +336,7 @@ async def singleton(worker: Worker) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        keeper.cancel()
+        await cancel_until_done(keeper)
         with contextlib.suppress(Exception):
             await worker.broker.drop_hold(worker.service, worker.instance)
 

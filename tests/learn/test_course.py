@@ -56,6 +56,11 @@ def test_two_windows_with_the_same_mean_are_a_plateau(values: list[float], reach
     assert Plateau(window=3, change=0.1).reached(values) is reached
 
 
+def test_an_accuracy_that_has_not_begun_to_rise_does_not_rest() -> None:
+    assert not Plateau(figure="accuracy", window=3).reached([0.0] * 6)
+    assert Plateau(figure="accuracy", window=3).reached([0.5] * 6)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -137,3 +142,21 @@ def test_a_state_of_a_method_without_stages_says_so(tied: Path, open_trainer: Ca
     again = open_trainer(tied)
     again.load(tmp_path)
     assert all(torch.equal(one, again._state()[name]) for name, one in trainer._state().items())
+
+
+def test_a_stage_that_ended_by_its_time_alone_comes_back_when_the_run_is_made_longer() -> None:
+    course, method = Course(staged(None)), staged(None)
+    course.note(0.6, {"loss": 1.0})
+    assert method.stage_at(0.6, course.stage) == 1
+    assert method.stage_at(0.3, course.stage) == 0, "of twice the steps it is the first stage again, as its moving numbers are"
+
+
+def test_a_method_whose_stages_only_plateaus_end_can_be_shown() -> None:
+    branches = (Branch(loss=ForwardKL()),), (Branch(loss=ForwardKL()), Branch(loss=ReverseKL()))
+    method = Method(name="m", summary="", stages=tuple(
+        Stage(until=1.0, plateau=end, branches=some) for end, some in zip((Plateau(), None), branches, strict=True)
+    ))
+    shown = card(method)
+    assert "until a Plateau" in shown
+    assert shown.count("branch 1") == 2
+    assert shown.count("branch 2") == 1

@@ -87,7 +87,7 @@ def test_needs_are_those_of_the_capability_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_run_that_has_everything_is_refused_nothing(name: str) -> None:
-    config = having(teachers=TWO) if name == "deepseek_v4" else PLENTY
+    config = having(teachers=TWO) if name == "deepseek_v4" else having(group_size=1) if name in ("gkd_gold", "sft_gold") else PLENTY
     assert lacking(methods.load(name), config, "math-verify") == []
 
 
@@ -106,7 +106,9 @@ def test_a_run_that_has_everything_is_refused_nothing(name: str) -> None:
         ("deepseek_v4", {}, "none", ("pools several teachers", "has one: default")),
         ("qwen3", {"learn__max_steps": 0}, "none", ("goes through stages", "learn.max_steps = 0")),
         ("veto", {"learn__max_steps": 0}, "none", ("numbers that move", "learn.max_steps = 0")),
-        ("sft_gold", {"generator__engine": "vllm"}, "none", ('"sft_gold"', 'generator.engine = "vllm"', 'Set it to "hf"')),
+        ("sft_gold", {}, "none", ("the data has one answer to a prompt", "group_size = 8", "Set group_size = 1")),
+        ("stable_opd", {"pack__drop_incorrect": True}, "chain-sum", ("answers of the data", "pack.drop_incorrect = true", "false")),
+        ("sft_gold", {"generator__engine": "vllm", "group_size": 1}, "none", ('"sft_gold"', 'generator.engine = "vllm"', 'Set it to "hf"')),
         ("stable_opd", {"generator__engine": "scripted"}, "none", ("answers of the data", 'generator.engine = "scripted"')),
         ("opd", {"generator__temperature": 0.0}, "none", ("policy gradient", "generator.temperature = 0")),
         ("opd", {"generator__top_p": 0.9}, "none", ("TruncatedRatio", "generator.top_p = 0.9", "Set it to 1")),

@@ -95,6 +95,7 @@ def test_a_sample_line_tells_who_wrote_which_token_and_what_both_models_thought(
         "seq": 0, "attempt": "boot.3", "rollout": "p0.0", "fate": "trained", "n": 12, "group_id": "p0", "prompt": "3+4=",
         "completion": "5/6/2", "prompt_ids": [1, 3], "completion_ids": [5, 6, 2], "logprobs": [-0.12346, -14.5, 0.0],
         "teacher_logprobs": [-1.0, -2.0, -3.0], "weight_spans": [[0, 7, "keep"], [2, 8, "keep"]],
+        "authors": [],
         "grade": {"reward": 1.0, "correct": True}, "finish": "stop", "temperature": 1.0, "top_p": 1.0,
     }
 

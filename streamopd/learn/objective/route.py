@@ -21,7 +21,7 @@ from streamopd.slots import (
 )
 
 from .facts import Facts, Known
-from .quantile import TIE, quantile
+from .quantile import quantile, reaches
 
 
 def holds(when: When, facts: Facts, known: Known) -> Tensor:
@@ -43,7 +43,7 @@ def holds(when: When, facts: Facts, known: Known) -> Tensor:
     if isinstance(when, Horizon):
         return known.position < when.tokens  # type: ignore[operator]  # settled: a plain number
     if isinstance(when, HighEntropy):
-        return facts["entropy"] >= quantile(facts["entropy"], when.quantile) - TIE
+        return reaches(facts["entropy"], quantile(facts["entropy"], when.quantile))
     assert isinstance(when, Early)
     return _early(facts["entropy"], known.row, when.share)
 

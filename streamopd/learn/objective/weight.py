@@ -27,7 +27,7 @@ from streamopd.slots import (
 )
 
 from .facts import Facts, Known
-from .quantile import TIE, quantile
+from .quantile import quantile, reaches
 from .shape import skewed_floor
 
 
@@ -77,7 +77,7 @@ def keep(score_T: Tensor, row_T: Tensor, active: Tensor, weight: Keep) -> Tensor
         if bool(population.any()):
             count = max(1, round(float(weight.fraction) * int(population.sum())))  # type: ignore[arg-type]
             least = score_T[population].topk(count).values[-1]
-            kept[population & (score_T >= least - TIE)] = 1
+            kept[population & reaches(score_T, least)] = 1
     return kept
 
 

@@ -7,7 +7,21 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from streamopd.slots import Advantage, Branch, Cosine, Entropy, Likelihood, Linear, Method, OnPolicy, ReferenceKL, Slot, Stage, summed_over
+from streamopd.slots import (
+    Advantage,
+    Branch,
+    Cosine,
+    Entropy,
+    Likelihood,
+    Linear,
+    Method,
+    OnPolicy,
+    ReferenceKL,
+    Slot,
+    Stage,
+    settled,
+    summed_over,
+)
 
 from .needs import needs
 
@@ -46,8 +60,9 @@ def _default(kind: type[Struct], name: str) -> object:
 
 def _stage(stage: Stage, routing: str) -> str:
     wrote = "" if stage.behaviour == OnPolicy() else f", by {short(stage.behaviour)}"
-    until = f" until {stage.until:g}" if stage.until < 1 else ""
-    until += f" or a {short(stage.plateau)}" if stage.plateau else ""
+    ends = [f"{stage.until:g}"] if stage.until < 1 else []
+    ends += [f"a {short(stage.plateau)}"] if stage.plateau else []
+    until = f" until {' or '.join(ends)}" if ends else ""
     return (" + " if routing == "additive" else ", else ").join(map(_branch, stage.branches)) + wrote + until
 
 
@@ -93,18 +108,18 @@ def _line(name: str, value: str) -> str:
 
 def _settings(method: Method) -> Iterator[str]:
     """What holds until when, and every value of every slot."""
-    stages = method.stages or (Stage(until=1.0, branches=method.branches),)
+    stages = method.stages or (Stage(until=1.0, branches=method.branches, behaviour=method.behaviour),)
     start = 0.0
     for stage in stages:
-        first, last = method.at(start), method.at(_before(stage.until))
+        first, last = settled(stage, start), settled(stage, _before(stage.until))
         yield f"progress {start:g} to {stage.until:g}"
         start = stage.until
         if stage.plateau:
             yield from _pairs("at most, to", stage.plateau, stage.plateau)
         yield from _pairs("behaviour", first.behaviour, last.behaviour)
-        for number, (early, late) in enumerate(zip(first.branches, last.branches, strict=True), 1):
-            yield f"  branch {number}"
-            yield from _branch_settings(early, late)
+        for place, (begun, ended) in enumerate(zip(first.branches, last.branches, strict=True), 1):
+            yield f"  branch {place}"
+            yield from _branch_settings(begun, ended)
     yield "throughout"
     yield f"  {'routing':12}{method.routing}"
     for name in AROUND:

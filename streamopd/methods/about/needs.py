@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamopd.config import Config
-from streamopd.slots import Method, NoCorrection, Pool, StepRatio, Until
+from streamopd.slots import Coin, Method, NoCorrection, Pool, StepRatio, Until
 
 CHOSEN_BY_ITSELF = ("completions", "sglang")   # servers that score no ids but their own and the written one
 WITHOUT_ENTROPY = ("completions", "sglang", "vllm")
@@ -46,6 +46,7 @@ def lacking(method: Method, config: Config, grader: str) -> list[str]:
     return [
         *_answers(method, config, grader),
         *_gold(method, config),
+        *_plateaus(method, grader),
         *_evidence(method, config),
         *_several(method, config),
         *_progress(method, config),
@@ -89,6 +90,29 @@ def _gold(method: Method, config: Config) -> Iterator[str]:
             f'method = "{method.name}" puts answers of the data among the student\'s, with the student\'s log-probs of them, which '
             f'generator.engine = "{config.generator.engine}" cannot tell of text that is not its own. Set it to "hf".'
         )
+    if config.group_size > 1 and any(isinstance(behaviour, Coin) and behaviour.author == "gold" for behaviour in method.behaviours):
+        yield (
+            f'method = "{method.name}" throws a coin for each answer, and the data has one answer to a prompt: with group_size = '
+            f'{config.group_size} it would stand there several times. Set group_size = 1, or use Members("gold").'
+        )
+    if method.needs_gold and config.pack.drop_incorrect:
+        yield (
+            f'method = "{method.name}" learns from answers of the data, and pack.drop_incorrect = true takes out those that the grader '
+            "does not like. Set it to false."
+        )
+
+
+def _plateaus(method: Method, grader: str) -> Iterator[str]:
+    """A stage cannot end on a figure that is never there."""
+    for number, stage in enumerate(method.stages):
+        figure = stage.plateau.figure if stage.plateau else ""
+        begins = f'method = "{method.name}" ends stage {number} on a plateau of {figure!r}, '
+        if figure == "accuracy" and grader == "none":
+            yield f'{begins}but nothing grades: data.grader = "none". Set it, or look at another figure.'
+        if figure == "accuracy" and isinstance(stage.behaviour, Coin) and stage.behaviour.student == 0:
+            yield f"{begins}which is the student's, and there the student writes nothing. Look at another figure."
+        if figure == "overlap_ratio" and not method.needs_teacher:
+            yield f"{begins}but no teacher is asked anything. Look at another figure."
 
 
 def _evidence(method: Method, config: Config) -> Iterator[str]:
