@@ -65,7 +65,7 @@ def test_a_plateau_ends_a_stage_for_the_learner_and_for_those_who_write(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "settings"), [
     ("minillm", ()), ("deepseek_v4", TWO), ("stable_opd", ()), ("scope", ()), ("seqkd", ()), ("grpo", ()),
-    ("gkd_gold", ()), ("sft_gold", ()),
+    ("gkd_gold", ("group_size=1",)), ("sft_gold", ("group_size=1",)),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_method_of_each_kind_runs_from_question_to_weights(method: str, settings: tuple[str, ...], tmp_path: Path) -> None:
     lines = trained(tmp_path / "run", method, "group_size=4", "learn.groups_per_step=4", *settings)
