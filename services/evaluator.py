@@ -16,7 +16,7 @@ from streamopd.generate.hf import HFEngine
 from streamopd.grade.graders import choose
 from streamopd.grade.graders import load as load_grader
 from streamopd.learn.final import marked_step
-from streamopd.prompts.open import open_questions
+from streamopd.prompts.open import questions_of
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Evaluation, Outcome, Prompt, Weights
 from streamopd.sync.swap import Loader
@@ -109,11 +109,8 @@ class Exam:
 
     def __init__(self, run: Run, heed: Callable[[], None]) -> None:
         config = run.config
-        contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
         student = resolve(config.student.model)
-        dataset, renderer = open_questions(
-            config.data, config.seed, config.passes, student, contexts, run.id, run.method.digest
-        )
+        dataset, renderer = questions_of(config, run.method, run.id)
         self.config, self.heed = config, heed
         self.tokenizer = Tokenizer.open(student)
         self.prompts = [renderer.prompt(i, question) for i, question in enumerate(dataset.heldout)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from streamopd.assets import resolve
 from streamopd.prompts.dataset import Dataset
-from streamopd.prompts.open import open_questions
+from streamopd.prompts.open import questions_of
 from streamopd.prompts.render import Renderer
 from streamopd.schemas import Prompt, encode
 from streamopd.stream import Counters
@@ -14,12 +13,7 @@ from streamopd.worker.worker import singleton
 
 async def main(run: Run, worker: Worker) -> None:
     """Issue again what came back, then what is next; say so when the data ends."""
-    config = run.config
-    contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
-    dataset, renderer = open_questions(
-        config.data, config.seed, config.passes, resolve(config.student.model), contexts, run.id, run.method.digest,
-        config.generator.max_completion_length if run.method.needs_gold else 0,
-    )
+    dataset, renderer = questions_of(run.config, run.method, run.id, gold=True)
     async with singleton(worker):
         while True:
             counters = await worker.broker.counters()

@@ -12,7 +12,7 @@ from streamopd.assets import resolve
 from streamopd.assets.vocabulary import vocab_size
 from streamopd.config import Config
 from streamopd.errors import GarbageRecord, TeacherAway, TeacherError, TeacherRefuses
-from streamopd.prompts.open import open_questions
+from streamopd.prompts.open import questions_of
 from streamopd.prompts.tokenizer import Tokenizer
 from streamopd.schemas import Group, Scored
 from streamopd.score.budget import Budget, tokens_of
@@ -132,8 +132,7 @@ async def meet(run: Run, worker: Worker, teacher: HttpTeacher, student: Student,
 def probed_student(config: Config, method: Method, teacher_id: str) -> Student:
     """What a probe must know of the run: whose ids, how long, and the first and the longest question."""
     folder, panel = resolve(config.student.model), Panel.of(method, config.teachers)
-    turns = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
-    dataset, renderer = open_questions(config.data, config.seed, config.passes, folder, turns, "probe", method.digest)
+    dataset, renderer = questions_of(config, method, "probe")
     prompts = [renderer.prompt(i, question) for i, question in enumerate([*dataset.heldout, *dataset.distinct()])]
     stop_ids, limit = Tokenizer.open(folder).stop_ids, config.generator.max_completion_length
     if teacher_id == panel.reference:

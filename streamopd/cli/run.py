@@ -104,11 +104,9 @@ def preflight(config: Config, folder: Path) -> None:
     for teacher in config.teachers.values():  # one that is only a url is met by the teacher service, which probes it
         if teacher.model and (problem := vocabulary_problem(student, resolve(teacher.model), whole=method.exact)):
             raise ConfigError(problem)
-    from streamopd.prompts.open import open_questions
+    from streamopd.prompts.open import questions_of
 
-    contexts = {name: teacher.teacher_prompt for name, teacher in config.teachers.items()}
-    gold = config.generator.max_completion_length if method.needs_gold else 0
-    dataset, renderer = open_questions(config.data, config.seed, config.passes, student, contexts, "preflight", method.digest, gold)
+    dataset, renderer = questions_of(config, method, "preflight", gold=True)
     panel.refuse_named(dataset.teacher_ids)
     renderer.check(dataset.distinct())
     renderer.check(dataset.heldout, gold=False)
